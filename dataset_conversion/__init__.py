@@ -1,0 +1,1 @@
+"""Converters into nnU-Net raw format: one dataset a file, found by its file name."""

@@ -1,0 +1,1 @@
+"""The metrics: one a file, found by its file name."""

@@ -1,0 +1,60 @@
+"""Grid: where the voxels of a volume lie in the patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular voxel grid. Everything is in (x, y, z) index order, world axes as in ITK (LPS), in millimetres.
+
+    The centre of voxel (i, j, k) lies at `origin_mm + direction @ (spacing_mm * (i, j, k))`.
+    A 2D image is a grid with two entries each.
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    origin_mm: tuple[float, ...]
+    direction: tuple[float, ...]  # row-major rotation matrix, n·n entries
+
+    @property
+    def n_dims(self) -> int:
+        return len(self.shape)
+
+    def differences(self, other: Grid, *, tolerance_mm: float = 1e-2) -> list[str]:
+        """Say in words how `other` differs; an empty list means the same grid.
+
+        Shapes must be equal. Geometry may differ by no more than `tolerance_mm` anywhere in the volume: compared
+        are the world positions of the corner voxels, so that a tiny spacing error on many slices counts for what
+        it moves.
+        """
+        if self.shape != other.shape:
+            return [f"shape {_numbers(self.shape)} against {_numbers(other.shape)}"]
+        shift_mm = float(np.abs(self._corners_mm() - other._corners_mm()).max())
+        if shift_mm <= tolerance_mm:
+            return []
+        parts = [
+            f"{name} {_numbers(mine)} against {_numbers(theirs)}"
+            for name, mine, theirs in [
+                ("spacing (mm)", self.spacing_mm, other.spacing_mm),
+                ("origin (mm)", self.origin_mm, other.origin_mm),
+                ("direction", self.direction, other.direction),
+            ]
+            if not np.allclose(mine, theirs, rtol=0, atol=1e-6)
+        ]
+        return [*parts, f"corners up to {shift_mm:.3g} mm apart"]
+
+    def _corners_mm(self) -> np.ndarray:
+        n = self.n_dims
+        ends = np.stack(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij"), -1).reshape(
+            -1, n
+        )
+        matrix = np.asarray(self.direction).reshape(n, n) * np.asarray(self.spacing_mm)
+        return np.asarray(self.origin_mm) + ends @ matrix.T
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"

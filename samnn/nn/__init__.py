@@ -1,0 +1,1 @@
+"""Networks: torch and timm only, usable without nnU-Net."""
