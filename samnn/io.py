@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +53,9 @@ def read_volume(path: Path) -> Volume:
         raise SamnnError(
             f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one."
         )
+    if image.HasMetaDataKey("vox_offset"):  # NIfTI
+        voxel_bytes = image.GetNumberOfPixels() * int(image.GetMetaData("bitpix")) // 8
+        _check_whole(path, int(float(image.GetMetaData("vox_offset"))) + voxel_bytes)
     grid = _grid(
         path,
         image.GetSize(),
@@ -111,6 +116,23 @@ def _checked(path: Path) -> Path:
             "Move one of the two away."
         )
     return path
+
+
+def _check_whole(path: Path, n_bytes: int) -> None:
+    """Refuse a NIfTI file that is damaged or shorter than `n_bytes`: ITK invents the missing voxels in silence."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    found = 0
+    try:
+        with gzip.open(path) if zipped else open(path, "rb") as stream:
+            while block := stream.read(1 << 20):
+                found += len(block)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise SamnnError(f"{path}: is damaged or cut short ({error}). Copy or export it again.") from error
+    if found < n_bytes:
+        raise SamnnError(
+            f"{path}: is cut short, {found} of {n_bytes} bytes are there. Copy or export it again."
+        )
 
 
 def _grid(path: Path, shape: tuple, spacing: tuple, origin: tuple, direction: tuple, n: int) -> Grid:
