@@ -74,6 +74,13 @@ def test_every_tensor_of_the_reference_arrives_unchanged(reference):
     assert ours == theirs
 
 
+def test_dilations_are_those_of_the_paper():
+    """The reference picture is so small that the widest dilation sees only padding: it cannot tell."""
+    encoder = ENet(1, 5).encoder
+    for stage in (encoder.stage2, encoder.stage3):
+        assert [block.convolve[0].dilation[0] for block in stage] == [1, 2, 1, 4, 1, 8, 1, 16]
+
+
 def without(state, key):
     return {name: value for name, value in state.items() if name != key}
 
