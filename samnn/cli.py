@@ -43,8 +43,22 @@ class FoundByFileName(TyperGroup):
         return typer.main.get_command(single)
 
 
-convert_app = typer.Typer(cls=FoundByFileName, no_args_is_help=True)
-app.add_typer(convert_app, name="convert", help="Convert a dataset into nnU-Net raw format.")
+convert_app = typer.Typer(cls=FoundByFileName, no_args_is_help=True, rich_markup_mode="markdown")
+
+
+@convert_app.callback()
+def convert() -> None:
+    """Convert a dataset into nnU-Net raw format.
+
+    **Examples**
+
+        samnn convert segthor ~/segthor -d 55
+
+        samnn convert segthor --help
+    """
+
+
+app.add_typer(convert_app, name="convert")
 
 
 def _print_version(asked: bool) -> None:
@@ -60,7 +74,138 @@ def _options(
         typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """SAM-family and classic networks as nnU-Net v2 plugins, and evaluation in millimetres."""
+    """SAM-family and classic networks as nnU-Net v2 plugins, and evaluation in millimetres.
+
+    **Examples**
+
+        eval "$(samnn env ~/nnunet)"
+
+        samnn convert segthor ~/segthor -d 55
+
+        samnn evaluate labelsTs predictions -o evaluation
+    """
+
+
+@app.command()
+def env(
+    root: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder for data, results and weights: sets nnUNet_raw, nnUNet_preprocessed, nnUNet_results and "
+            "SAMNN_WEIGHTS to folders below it, where they are not set.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the folders that are set already.")
+    ] = False,
+) -> None:
+    """Print shell lines that show nnU-Net the trainers of samnn.
+
+    Our folder is appended to nnUNet_extTrainer; what is there stays. Nothing is created: nnU-Net and samnn make
+    their folders when they write to them.
+
+    **Examples**
+
+        eval "$(samnn env)"
+
+        eval "$(samnn env ~/nnunet)"
+    """
+    import os
+
+    from samnn.environment import settings
+
+    found = settings(os.environ, root, force=force)
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(os.fsencode(found.shell_lines()), nl=False)  # the bytes of a path, whatever the locale
+
+
+@app.command()
+def evaluate(
+    reference: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="REFERENCE",
+            help="Folder of reference label maps. May be left out before an nnU-Net results folder: "
+            "the labels of its dataset then.",
+            show_default=False,
+        ),
+    ] = None,
+    prediction: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="PREDICTION",
+            help="Folder of predicted label maps; or an nnU-Net results folder (`Trainer__Plans__config`), "
+            "one of its folds, or that fold's `validation` folder.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for `metrics.csv` and `summary.json`; those of an earlier run are replaced. "
+            "Without it nothing is written.",
+        ),
+    ] = None,
+    tolerance_mm: Annotated[
+        float, typer.Option(help="Tolerance of the normalised surface Dice, in mm.")
+    ] = 1.0,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A `dataset.json` with the class names. Default: the one beside or above the folders."
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Count references without a prediction instead of stopping."),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cases evaluated at the same time. Default: as many as pay.")
+    ] = None,
+) -> None:
+    """Compare predicted label maps with reference ones: overlap, and surface distances in mm.
+
+    Label maps are matched by name and must lie on the same grid. A class that only one of the two maps holds
+    is counted as missed or false: its Dice is 0, its distances are undefined.
+
+    **Examples**
+
+        samnn evaluate labelsTs predictions -o evaluation
+
+        samnn evaluate nnUNet_results/Dataset055_SegTHOR/nnUNetTrainerENet__nnUNetPlans__2d
+    """
+    from rich.console import Console
+
+    from samnn.evaluation3d import evaluate_folder, summarise, write_outputs
+    from samnn.evaluation3d.summary import check_target
+    from samnn.evaluation3d.terminal import print_summary
+
+    if prediction is None:  # a single folder is the prediction
+        reference, prediction = None, reference
+    if prediction is None:
+        raise typer.BadParameter("give a folder of predictions, after the folder of references")
+    if out is not None:
+        check_target(out)
+    evaluation = evaluate_folder(
+        reference,
+        prediction,
+        labels=labels,
+        tolerance_mm=tolerance_mm,
+        allow_missing=allow_missing,
+        workers=workers,
+        show_progress=True,
+    )
+    console = Console()
+    print_summary(summarise(evaluation), console)
+    if out is not None:
+        write_outputs(evaluation, out)
+        typer.echo(f"Written: {out / 'metrics.csv'} and {out / 'summary.json'}")
+    else:
+        typer.echo("Nothing was written; -o OUT writes metrics.csv and summary.json.")
 
 
 def main() -> None:

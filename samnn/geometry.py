@@ -57,4 +57,4 @@ class Grid:
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+    return "(" + ", ".join(f"{value:.9g}" for value in values) + ")"

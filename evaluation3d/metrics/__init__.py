@@ -1,1 +1,62 @@
-"""The metrics: one a file, found by its file name."""
+"""The metrics: one a file, found by its file name. A new file is a new metric."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from samnn.errors import SamnnError
+
+from ..masks import MaskPair
+from ..metric import BY_FORMULA, Metric
+
+FORMULA = "Formula: "
+
+
+@dataclass(frozen=True)
+class FoundMetric:
+    """One file of this folder: its name, the formula in its docstring, its declaration and its function."""
+
+    name: str
+    formula: str
+    declared: Metric
+    compute: Callable[[MaskPair], float]
+
+    def value(self, pair: MaskPair) -> float:
+        """Compute the metric, or take the value that is declared for empty masks. NaN where it is undefined."""
+        when_empty = {
+            "absent": self.declared.if_both_empty,
+            "false": self.declared.if_reference_empty,
+            "missed": self.declared.if_prediction_empty,
+        }
+        fixed = when_empty.get(pair.outcome, BY_FORMULA)
+        return float(self.compute(pair) if fixed is BY_FORMULA else fixed)
+
+
+@cache
+def find_metrics() -> dict[str, FoundMetric]:
+    """Import every file of this folder: fractions first, then millimetres, each by name.
+
+    Raises:
+        SamnnError: a file lacks its declaration `METRIC`, its function `compute` or the formula in its docstring.
+    """
+    found = [_load(module.name) for module in pkgutil.iter_modules(__path__)]
+    found.sort(key=lambda metric: (metric.declared.unit, metric.name))
+    return {metric.name: metric for metric in found}
+
+
+def _load(name: str) -> FoundMetric:
+    module = importlib.import_module(f"{__name__}.{name}")
+    lines = (module.__doc__ or "").splitlines()
+    formula = next((line.removeprefix(FORMULA) for line in lines if line.startswith(FORMULA)), "")
+    declared = getattr(module, "METRIC", None)
+    compute = getattr(module, "compute", None)
+    if not isinstance(declared, Metric) or not callable(compute) or not formula:
+        raise SamnnError(
+            f"{module.__file__}: is no metric. It needs METRIC = Metric(…), compute(pair) and, in its docstring, "
+            f"a line '{FORMULA}…'. See dice.py beside it."
+        )
+    return FoundMetric(name, formula, declared, compute)

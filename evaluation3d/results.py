@@ -1,0 +1,92 @@
+"""nnU-Net results folders: where a trained model's validation predictions lie, and the labels they belong to."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from samnn.errors import Problems, SamnnError
+
+NUMBERED_FOLD = re.compile(r"fold_\d+")
+FOLD = re.compile(r"fold_(\d+|all)")
+DATASET = re.compile(r"Dataset\d{3}_.+")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was found of one trained model: its folder, `Trainer__Plans__config`, and validation folders in it."""
+
+    folder: Path
+    validations: list[Path]
+    notes: list[str]
+
+
+def find_results(prediction: Path) -> Results | None:
+    """Recognise a results folder (by its `fold_*` folders), one of its folds, or that fold's `validation` folder.
+
+    `fold_all` validates on its own training cases: it counts only where it is named itself.
+
+    Returns:
+        None where `prediction` is none of these, but a plain folder of label maps.
+
+    Raises:
+        SamnnError: a fold has no validation predictions.
+    """
+    prediction = Path(os.path.abspath(prediction))
+    notes = []
+    if prediction.name == "validation" and FOLD.fullmatch(prediction.parent.name):
+        folder, folds = prediction.parent.parent, [prediction.parent]
+    elif FOLD.fullmatch(prediction.name):
+        folder, folds = prediction.parent, [prediction]
+    else:
+        found = sorted(path for path in prediction.glob("fold_*") if FOLD.fullmatch(path.name))
+        if not found:
+            return None
+        folder, folds = prediction, [path for path in found if NUMBERED_FOLD.fullmatch(path.name)]
+        if not folds:
+            raise SamnnError(
+                f"{prediction}: has fold_all only, which validates on its own training cases. "
+                f"To evaluate it all the same, name {found[0]}."
+            )
+        if len(folds) < len(found):
+            notes.append("fold_all is left out: it validates on its own training cases.")
+    validations = [fold / "validation" for fold in folds]
+    problems = [
+        f"{validation}: no such folder. Finish this fold with nnUNetv2_train … --val."
+        for validation in validations
+        if not validation.is_dir()
+    ]
+    if problems:
+        raise Problems(f"{folder}: validation predictions are missing.", problems)
+    notes += [
+        f"{validation}: has no summary.json, which nnU-Net writes last. Is the validation finished?"
+        for validation in validations
+        if not (validation / "summary.json").is_file()
+    ]
+    return Results(folder, validations, notes)
+
+
+def reference_labels(results: Results) -> Path:
+    """Find the labels of the dataset a model was trained on: those nnU-Net itself validates with, else the raw ones.
+
+    Raises:
+        SamnnError: the path of the results names no dataset, or its labels are in neither place.
+    """
+    dataset = results.folder.parent.name
+    if not DATASET.fullmatch(dataset):
+        raise SamnnError(
+            f"{results.folder}: lies in no DatasetXXX_… folder, so its labels cannot be found. Give REFERENCE."
+        )
+    tried = []
+    for variable, inside in [("nnUNet_preprocessed", "gt_segmentations"), ("nnUNet_raw", "labelsTr")]:
+        root = os.environ.get(variable)
+        if root is None:
+            tried.append(f"{variable} is not set.")
+            continue
+        labels = Path(root) / dataset / inside
+        if labels.is_dir():
+            return labels
+        tried.append(f"{labels}: no such folder.")
+    raise Problems(f"{results.folder}: the labels of {dataset} are not found. Give REFERENCE.", tried)

@@ -1,0 +1,159 @@
+"""The summary of an evaluation, and the two files it leaves: metrics.csv and summary.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from samnn import __version__
+from samnn.atomic import whole_file, write_json
+from samnn.errors import SamnnError
+
+from .evaluate import ClassResult, Evaluation
+from .metrics import find_metrics
+
+EMPTY_MASK_POLICY = (
+    "A class in neither map (absent) is undefined for every metric. A class in the reference only (missed) or in "
+    "the prediction only (false) has the value its metric declares, such as Dice 0 and NSD 0; distances are "
+    "undefined then. Undefined values are null, are left out of mean, std, median, min and max, and are counted: "
+    "n + n_undefined is the number of cases; n_missed and n_false count failures, whether or not they have a value."
+)
+CSV_HEADER = "case,label,class,metric,value,unit"
+
+
+def summarise(evaluation: Evaluation) -> dict[str, Any]:
+    """Sum up in plain JSON values: settings and definitions, then each class and metric over the cases."""
+    case_set = evaluation.case_set
+    classes = {}
+    for name in evaluation.labels.classes:
+        by_case = {case: results[name] for case, results in evaluation.results.items()}
+        outcomes = {
+            outcome: [case for case, result in by_case.items() if result.outcome == outcome]
+            for outcome in ("missed", "false", "absent")
+        }
+        classes[name] = {
+            "label": next(iter(by_case.values())).label,
+            **outcomes,
+            "metrics": {metric: _over_cases(metric, list(by_case.values())) for metric in find_metrics()},
+        }
+    return {
+        "samnn_version": __version__,
+        "reference": str(case_set.reference.absolute()),
+        "prediction": str(case_set.prediction.absolute()),
+        "labels": str(case_set.labels_source.absolute()) if case_set.labels_source else None,
+        "ignore_label": evaluation.labels.ignore,
+        "tolerance_mm": evaluation.tolerance_mm,
+        "empty_mask_policy": EMPTY_MASK_POLICY,
+        "definitions": {name: _definition(name) for name in find_metrics()},
+        "notes": case_set.notes,
+        "n_cases": len(evaluation.results),
+        "cases": list(evaluation.results),
+        "n_missing": len(case_set.missing),
+        "missing": case_set.missing,
+        "macro": {metric: _over_classes(metric, classes) for metric in find_metrics()},
+        "classes": classes,
+    }
+
+
+def check_target(out: Path) -> None:
+    """Refuse, before the long work, an output folder that cannot be written or holds somebody else's files.
+
+    nnU-Net writes a summary.json of its own into prediction folders; that one is never replaced.
+
+    Raises:
+        SamnnError: the reason, and what to do.
+    """
+    existing = next(folder for folder in [out, *out.absolute().parents] if folder.exists())
+    if not existing.is_dir():
+        raise SamnnError(f"{existing}: is a file; the output needs a folder. Choose another -o.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise SamnnError(f"{existing}: cannot be written to. Check its permissions, or choose another -o.")
+    for name, is_ours in [("metrics.csv", _is_our_csv), ("summary.json", _is_our_summary)]:
+        if (out / name).exists() and not is_ours(out / name):
+            raise SamnnError(f"{out / name}: exists and is not from samnn evaluate. Choose another -o.")
+
+
+def write_outputs(evaluation: Evaluation, out: Path) -> None:
+    """Write metrics.csv and summary.json into the folder `out`; those of an earlier evaluation are replaced.
+
+    Raises:
+        SamnnError: as `check_target`, or the disk is full.
+    """
+    check_target(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SamnnError(f"{out}: cannot be made ({error.strerror}). Choose another -o.") from error
+    with whole_file(out / "metrics.csv") as part:
+        evaluation.table.to_csv(part, index=False, na_rep="nan", encoding="utf-8")
+        write_json(out / "summary.json", summarise(evaluation))
+
+
+def _over_cases(metric: str, results: list[ClassResult]) -> dict[str, float | None]:
+    values = [result.values[metric] for result in results]
+    defined = [value for value in values if not math.isnan(value)]
+    outcomes = [result.outcome for result in results]
+    return {
+        "n": len(defined),
+        "n_undefined": len(values) - len(defined),
+        "n_missed": outcomes.count("missed"),
+        "n_false": outcomes.count("false"),
+        "mean": statistics.fmean(defined) if defined else None,
+        "std": statistics.stdev(defined) if len(defined) > 1 else None,  # of a sample: n − 1
+        "median": statistics.median(defined) if defined else None,
+        "min": min(defined, default=None),
+        "max": max(defined, default=None),
+    }
+
+
+def _over_classes(metric: str, classes: dict[str, Any]) -> dict[str, float | None]:
+    """The mean of the classes' means; a class without any value is left out and counted."""
+    means = [entry["metrics"][metric]["mean"] for entry in classes.values()]
+    defined = [mean for mean in means if mean is not None]
+    return {
+        "mean": statistics.fmean(defined) if defined else None,
+        "n_classes": len(defined),
+        "n_classes_undefined": len(means) - len(defined),
+    }
+
+
+def _definition(name: str) -> dict[str, Any]:
+    metric = find_metrics()[name]
+    declared = metric.declared
+    empty = [declared.if_both_empty, declared.if_reference_empty, declared.if_prediction_empty]
+    both, reference, prediction = [empty_value(value) for value in empty]
+    return {
+        "formula": metric.formula,
+        "unit": declared.unit,
+        "better": declared.better,
+        "range": [None if math.isinf(end) else end for end in declared.range],
+        "definition": declared.definition,
+        "source": declared.source,
+        "if_both_empty": both,
+        "if_reference_empty": reference,
+        "if_prediction_empty": prediction,
+    }
+
+
+def empty_value(value: float | None) -> str:
+    """Say in a word what a metric declares for an empty mask."""
+    if value is None:
+        return "by formula"
+    return "undefined" if math.isnan(value) else f"{value:g}"
+
+
+def _is_our_csv(path: Path) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.readline().rstrip("\r\n") == CSV_HEADER
+
+
+def _is_our_summary(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return False
+    return isinstance(content, dict) and "samnn_version" in content

@@ -1,0 +1,73 @@
+"""Workers: the same function on many cases, in this process or in several, none of them lost in silence."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import Any, TypeVar
+
+from samnn.errors import SamnnError
+
+from .cases import Case
+
+Result = TypeVar("Result")
+
+VOXELS_WORTH_A_WORKER = 20_000_000  # below this a new process takes longer to start than it saves
+
+
+def sensible_workers(cases: Sequence[Case]) -> int:
+    """As many processes as there are cores, cases, and work to share."""
+    work = sum(case.n_voxels for case in cases) // VOXELS_WORTH_A_WORKER
+    return max(1, min(os.cpu_count() or 1, len(cases), work))
+
+
+def each_case(
+    function: Callable[..., Result], cases: Sequence[Case], *arguments: Any, workers: int
+) -> Iterator[tuple[Case, Result | None, str | None]]:
+    """Yield each case with `function(case, *arguments)`, or with the message of its SamnnError, as they finish.
+
+    One worker stays in this process. No more cases are handed out than there are workers, so that memory holds
+    one case a worker.
+
+    Raises:
+        SamnnError: a worker process died; the cases it may have been busy with are named.
+    """
+    if workers == 1:
+        for case in cases:
+            yield case, *_attempt(function, case, *arguments)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked copy of a threaded process may hang
+    with ProcessPoolExecutor(min(workers, len(cases)), mp_context=context) as pool:
+        waiting = iter(cases)
+        running: dict[Future, Case] = {}
+        while True:
+            for case in islice(waiting, workers - len(running)):
+                running[pool.submit(_attempt, function, case, *arguments)] = case
+            if not running:
+                return
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                try:
+                    result = future.result()
+                except BrokenProcessPool as error:
+                    busy = ", ".join(sorted(case.name for case in running.values()))
+                    raise SamnnError(
+                        f"A worker process died, most likely killed for lack of memory, while at one of: {busy}. "
+                        "Nothing was written. Try again with fewer --workers."
+                    ) from error
+                yield running.pop(future), *result
+
+
+def _attempt(
+    function: Callable[..., Result], case: Case, *arguments: Any
+) -> tuple[Result | None, str | None]:
+    try:
+        return function(case, *arguments), None
+    except SamnnError as error:
+        return None, str(error)
+    except MemoryError:
+        return None, f"{case.name}: does not fit into memory. Try fewer --workers."
