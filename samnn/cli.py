@@ -91,6 +91,7 @@ def env(
     root: Annotated[
         Path | None,
         typer.Argument(
+            metavar="ROOT",
             help="Folder for data, results and weights: sets nnUNet_raw, nnUNet_preprocessed, nnUNet_results and "
             "SAMNN_WEIGHTS to folders below it, where they are not set.",
             show_default=False,
@@ -115,6 +116,8 @@ def env(
 
     from samnn.environment import settings
 
+    if force and root is None:
+        raise typer.BadParameter("replaces the folders below ROOT: name ROOT", param_hint="--force")
     found = settings(os.environ, root, force=force)
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)

@@ -1,0 +1,86 @@
+"""The shell lines that show nnU-Net our trainers and, if asked, where data, results and weights live."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from samnn.errors import SamnnError
+
+EXTERNAL_TRAINERS = "nnUNet_extTrainer"
+FOLDERS = {  # variable → folder below ROOT
+    "nnUNet_raw": "nnUNet_raw",
+    "nnUNet_preprocessed": "nnUNet_preprocessed",
+    "nnUNet_results": "nnUNet_results",
+    "SAMNN_WEIGHTS": "weights",
+}
+
+
+@dataclass
+class Settings:
+    """Variables to export, and what a person should know about those that are not."""
+
+    variables: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    def shell_lines(self) -> str:
+        """Lines for `eval` in a POSIX shell. No comments: an interactive zsh would run them as commands."""
+        return "".join(
+            f"export {variable}={shlex.quote(value)};\n" for variable, value in self.variables.items()
+        )
+
+
+def settings(environment: Mapping[str, str], root: Path | None = None, *, force: bool = False) -> Settings:
+    """What to export: our trainers appended to nnU-Net's list and, with `root`, the four folders below it.
+
+    Folders that `environment` names already stay, and a note says so, unless `force`.
+
+    Raises:
+        SamnnError: `root` or a folder below it is a file; the trainers are not installed or cannot be listed.
+    """
+    ours = str(trainers_folder())
+    listed = [entry for entry in environment.get(EXTERNAL_TRAINERS, "").split(os.pathsep) if entry.strip()]
+    if not any(os.path.realpath(entry) == os.path.realpath(ours) for entry in listed):
+        listed.append(ours)
+    result = Settings({EXTERNAL_TRAINERS: os.pathsep.join(listed)})
+    if root is None:
+        return result
+
+    root = Path(os.path.abspath(root.expanduser()))
+    if not os.path.exists(root):
+        result.notes.append(f"{root} does not exist yet; the first command that writes there makes it.")
+    for variable, name in FOLDERS.items():
+        folder = root / name
+        in_the_way = next((p for p in (root, folder) if os.path.exists(p) and not os.path.isdir(p)), None)
+        if in_the_way:
+            raise SamnnError(f"{in_the_way}: is a file; samnn env needs a folder. Name another ROOT.")
+        present = environment.get(variable)
+        if present and present != str(folder) and not force:
+            result.notes.append(f"{variable} stays {present}; --force replaces it.")
+        else:
+            result.variables[variable] = str(folder)
+    return result
+
+
+def trainers_folder() -> Path:
+    """The folder of our trainers, found without importing it: that would import torch.
+
+    Raises:
+        SamnnError: it is not installed, or a path separator in its name keeps it out of any list.
+    """
+    spec = importlib.util.find_spec("samnn.plugins")
+    if spec is None or not spec.submodule_search_locations:
+        raise SamnnError(
+            f"{Path(__file__).parent}: holds no samnn.plugins. From a clone, install it: pip install -e ."
+        )
+    folder = Path(spec.submodule_search_locations[0])
+    if os.pathsep in str(folder):
+        raise SamnnError(
+            f"{folder}: has a {os.pathsep!r} in its name, at which nnU-Net splits {EXTERNAL_TRAINERS}. "
+            "Install samnn under another path."
+        )
+    return folder
