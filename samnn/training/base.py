@@ -1,0 +1,192 @@
+"""SamnnTrainer: what all our trainers share; a subclass says what its recipe changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from samnn import __version__
+from samnn.atomic import write_json
+from samnn.errors import SamnnError
+from samnn.training.loaders import SeededLoaders
+from samnn.training.randomness import seed_all
+from samnn.training.resume import Resumable
+from samnn.training.steps import GuardedSteps
+
+
+class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
+    """nnU-Net's trainer with a guard, micro-batches, exact resume, seeds, and settings that are written down.
+
+    A recipe is a set of class attributes and overridden hooks (`build_optimizer`, `build_schedule`, `_build_loss`,
+    `autocast_dtype`, `build_network_architecture`). None means that nnU-Net's own value stays.
+    """
+
+    epochs: int | None = None  # nnU-Net: 1000
+    iterations_per_epoch: int | None = None  # nnU-Net: 250
+    learning_rate: float | None = None  # nnU-Net: 1e-2
+    decay: float | None = None  # weight decay; nnU-Net: 3e-5
+    deep_supervision: bool | None = None  # nnU-Net: True
+    spatial_dims: ClassVar[tuple[int, ...]] = (2, 3)  # patches the network can take
+    suffixes: ClassVar[
+        tuple[Any, ...]
+    ] = ()  # name options of this architecture alone (samnn.training.variants.Option)
+    options_in_name: ClassVar[
+        dict[str, str]
+    ] = {}  # attribute → suffix that set it; filled by samnn.training.variants
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),
+    ) -> None:
+        self._refuse_wrong_dimension(plans, configuration)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        for ours, theirs in _NNUNET_NAMES.items():
+            value = getattr(self, ours)
+            if value is not None:
+                setattr(self, theirs, value)
+        if self.iterations_per_epoch is not None:  # nnU-Net's ratio of 250 to 50
+            self.num_val_iterations_per_epoch = max(1, round(self.iterations_per_epoch / 5))
+
+    def initialize(self) -> None:
+        """nnU-Net's hook; with a seed, the network's random weights are drawn from it."""
+        if self.seed is not None and not self.was_initialized:
+            seed_all(self.seed)
+        super().initialize()
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        """nnU-Net's hook, split in two so that an option can replace either half."""
+        optimizer = self.build_optimizer()
+        return optimizer, self.build_schedule(optimizer)
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """nnU-Net's SGD on the trainable parameters, norms and biases not decayed."""
+        return torch.optim.SGD(self.parameter_groups(), self.initial_lr, momentum=0.99, nesterov=True)
+
+    def build_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        """nnU-Net's polynomial decay, per epoch."""
+        return PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters in two groups: weights, and norms, biases and other vectors without decay."""
+        trainable = [p for p in self.network.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """nnU-Net's hook; networks with one output stay with one output."""
+        super().set_deep_supervision_enabled(enabled and self.enable_deep_supervision)
+
+    def on_train_start(self) -> None:
+        """nnU-Net's hook; writes the effective settings to the log and to settings.json."""
+        if self.seed is not None:
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        super().on_train_start()
+        if self.local_rank == 0:
+            self._write_settings()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's hook, in the precision of the training steps."""
+        with self.own_precision():
+            super().perform_actual_validation(save_probabilities)
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Every effective setting: name → its value and where the value comes from."""
+        rows = {name: (getattr(self, theirs), name) for name, theirs in _NNUNET_NAMES.items()}
+        for name in ("seed", "gradient_clip", "minutes_between_checkpoints", "max_skipped_steps"):
+            rows[name] = (getattr(self, name), name)
+        rows["optimizer"] = (type(self.optimizer).__name__, "build_optimizer")
+        rows["schedule"] = (type(self.lr_scheduler).__name__, "build_schedule")
+        rows["loss"] = (_loss_name(self.loss), "_build_loss")
+        rows["precision"] = (
+            str(self.autocast_dtype() or torch.float32).removeprefix("torch."),
+            "autocast_dtype",
+        )
+        rows["micro_batch"] = (self.effective_micro_batch or self.batch_size, "micro_batch")
+        settings = {
+            name: {"value": value, "source": self._source(origin)} for name, (value, origin) in rows.items()
+        }
+        plans = f"plans {self.plans_manager.plans_name}, configuration {self.configuration_name}"
+        settings["batch_size"] = {"value": self.batch_size, "source": plans}
+        settings["patch_size"] = {"value": list(self.configuration_manager.patch_size), "source": plans}
+        return settings
+
+    def _source(self, attribute: str) -> str:
+        if attribute in self.options_in_name:
+            return f"suffix _{self.options_in_name[attribute]}"
+        owner = next(cls for cls in type(self).__mro__ if attribute in vars(cls))
+        if owner.__name__ in self.options_in_name.values():
+            return f"suffix _{owner.__name__}"
+        if getattr(self, attribute) is None or owner is nnUNetTrainer:
+            return "nnU-Net default"
+        recipe = issubclass(owner, SamnnTrainer) and owner is not SamnnTrainer
+        return f"default of {owner.__name__}" if recipe else "samnn default"
+
+    def _write_settings(self) -> None:
+        network = self.network
+        parameters = {
+            "trainable": sum(p.numel() for p in network.parameters() if p.requires_grad),
+            "total": sum(p.numel() for p in network.parameters()),
+        }
+        settings = self.settings()
+        content = {
+            "trainer": type(self).__name__,
+            "samnn": __version__,
+            "torch": torch.__version__,
+            "device": str(self.device),
+            "parameters": parameters,
+            "settings": settings,
+        }
+        write_json(Path(self.output_folder) / "settings.json", content)
+        self.logger.update_config({"samnn": content})
+        lines = [
+            f"{type(self).__name__}: {parameters['trainable']:,} trainable of {parameters['total']:,} parameters"
+        ]
+        lines += [f"  {name}: {row['value']}  ({row['source']})" for name, row in settings.items()]
+        self.print_to_log_file("\n".join(lines), add_timestamp=False)
+
+    @classmethod
+    def _refuse_wrong_dimension(cls, plans: dict, configuration: str) -> None:
+        manager = PlansManager(plans)
+        dims = len(manager.get_configuration(configuration).patch_size)
+        if dims in cls.spatial_dims:
+            return
+        fitting = [
+            name
+            for name in manager.available_configurations
+            if len(manager.get_configuration(name).patch_size) in cls.spatial_dims
+        ]
+        raise SamnnError(
+            f"{cls.__name__} takes {' or '.join(f'{d}D' for d in cls.spatial_dims)} patches, but configuration "
+            f"{configuration} of {manager.plans_name} has {dims}D ones. "
+            + (
+                f"Use -c {' or '.join(fitting)}."
+                if fitting
+                else "Plan a fitting one: nnUNetv2_plan_experiment."
+            )
+        )
+
+
+_NNUNET_NAMES = {
+    "epochs": "num_epochs",
+    "iterations_per_epoch": "num_iterations_per_epoch",
+    "learning_rate": "initial_lr",
+    "decay": "weight_decay",
+    "deep_supervision": "enable_deep_supervision",
+}
+
+
+def _loss_name(loss: Any) -> str:
+    inner = getattr(loss, "loss", loss)  # inside the deep-supervision wrapper
+    parts = [type(getattr(part, "_orig_mod", part)).__name__ for part in (inner.ce, inner.dc)]
+    return " + ".join(parts)

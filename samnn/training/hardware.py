@@ -1,0 +1,63 @@
+"""What the hardware has natively and how much memory is free: asked, never assumed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether `device` computes in bfloat16 itself instead of emulating it (AVX512-BF16, AMX, Ampere and newer)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        try:
+            flags = Path("/proc/cpuinfo").read_text()
+        except OSError:
+            return False
+        return "avx512_bf16" in flags or "amx_bf16" in flags
+    return False
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """bf16 where native, on CUDA without bf16 fp16 (needs gradient scaling), else None: float32."""
+    if native_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else None
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that can still be allocated on `device`; on a CPU the machine's or, where smaller, the cgroup's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        return free if limit == "max" else max(0, min(free, int(limit) - used))
+    except (OSError, KeyError, ValueError):
+        return free
+
+
+def saved_activation_bytes(network: torch.nn.Module, sample: torch.Tensor) -> int:
+    """Bytes one forward pass of `sample` keeps for its backward pass, parameters not counted.
+
+    Measured with a hook on what autograd saves, so it holds for every device; each storage counts once.
+    """
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    storages: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = network(sample)
+    del outputs
+    return sum(storages.values())

@@ -1,0 +1,118 @@
+"""Trainer names are experiments: resolves `nnUNetTrainer<Arch>[_option…]` from one visible table."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from samnn.errors import SamnnError
+from samnn.training import options
+from samnn.training.base import SamnnTrainer
+
+
+@dataclass(frozen=True)
+class Option:
+    """One suffix of a trainer's name: it mixes in a class or sets an attribute.
+
+    In `suffix`, `<N>` stands for a whole number, from `minimum` upwards.
+    Options with the same `group` exclude each other.
+    """
+
+    suffix: str
+    what: str
+    mixin: type[SamnnTrainer] | None = None
+    attribute: str | None = None
+    minimum: int = 1
+    group: str | None = None
+
+    def parse(self, word: str) -> dict[str, Any] | None:
+        """The attributes `word` sets, or None where it is not this option."""
+        pattern = re.escape(self.suffix).replace("<N>", r"(\d+)")
+        match = re.fullmatch(pattern, word)
+        if match is None:
+            return None
+        if self.attribute is None:
+            return {}
+        number = match.group(1)
+        if str(int(number)) != number or int(number) < self.minimum:
+            raise SamnnError(
+                f"_{word}: write the number without leading zeros, {self.minimum} or larger (_{self.suffix})."
+            )
+        return {self.attribute: int(number)}
+
+
+# suffix → mixin → attribute, in the one order in which a name lists them. A published name never changes its meaning.
+OPTIONS: tuple[Option, ...] = (
+    Option("AdamW", "AdamW 5e-4, weight decay 1e-4", options.AdamW),
+    Option(
+        "PolyWarmup", "warm-up, then polynomial decay, per iteration", options.PolyWarmup, group="schedule"
+    ),
+    Option(
+        "CosineWarmup",
+        "warm-up, then half a cosine to 0, per iteration",
+        options.CosineWarmup,
+        group="schedule",
+    ),
+    Option("GDL", "generalised Dice in the place of Dice", options.GDL),
+    Option("fp32", "no autocast", options.fp32),
+    Option("<N>epochs", "epochs instead of nnU-Net's 1000", attribute="epochs"),
+    Option(
+        "<N>iters",
+        "iterations per epoch instead of nnU-Net's 250 (validation: a fifth of them, as 50 of 250)",
+        attribute="iterations_per_epoch",
+    ),
+    Option("seed<N>", "seeds every random source, loader workers included", attribute="seed", minimum=0),
+)
+
+
+def resolve(architecture: type[SamnnTrainer], name: str) -> type[SamnnTrainer]:
+    """The class that `name` describes; the three lines of a plugin's module-level `__getattr__` call this.
+
+    Raises:
+        AttributeError: `name` does not start with the name of `architecture`: not ours, nnU-Net looks further.
+        SamnnError: a known stem with an unknown, repeated, excluded or misplaced suffix. Not an AttributeError:
+            nnU-Net asks with `hasattr` and would hide it.
+    """
+    stem = architecture.__name__
+    if not name.startswith(stem + "_"):
+        raise AttributeError(name)
+    table = (*architecture.suffixes, *OPTIONS)
+    chosen: list[tuple[int, Option, str, dict[str, Any]]] = []
+    for word in name[len(stem) + 1 :].split("_"):
+        parsed = [
+            (i, option, word, found)
+            for i, option in enumerate(table)
+            if (found := option.parse(word)) is not None
+        ]
+        if not parsed:
+            valid = ", ".join(f"_{option.suffix}" for option in table)
+            raise SamnnError(f"{name}: unknown suffix _{word}. {stem} takes, in this order: {valid}")
+        chosen += parsed
+    _refuse_conflicts(architecture, name, [option for _, option, _, _ in chosen])
+    in_order = sorted(chosen, key=lambda found: found[0])
+    if in_order != chosen:
+        right = "_".join([stem, *(word for _, _, word, _ in in_order)])
+        raise SamnnError(f"{name}: suffixes have one order, so that an experiment has one name. Use {right}")
+
+    attributes: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for _, _, word, found in in_order:
+        attributes |= found
+        sources |= dict.fromkeys(found, word) if found else {word: word}
+    mixins = [option.mixin for _, option, _, _ in in_order if option.mixin is not None]
+    body = attributes | {"options_in_name": sources, "__doc__": f"{stem} with {', '.join(sources.values())}."}
+    return type(name, (*mixins, architecture), body | {"__module__": architecture.__module__})
+
+
+def _refuse_conflicts(architecture: type[SamnnTrainer], name: str, chosen: list[Option]) -> None:
+    for i, option in enumerate(chosen):
+        if option.mixin is not None and issubclass(architecture, option.mixin):
+            raise SamnnError(
+                f"{name}: {architecture.__name__} is already _{option.suffix}; leave the suffix out."
+            )
+        for other in chosen[:i]:
+            if option is other or (option.group is not None and option.group == other.group):
+                raise SamnnError(
+                    f"{name}: _{other.suffix} and _{option.suffix} exclude each other; keep one."
+                )
