@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import SimpleITK
+from nibabel.filebasedimages import ImageFileError
+from nibabel.nifti1 import Nifti1Pair
+from nibabel.spatialimages import HeaderDataError
 
 from samnn.atomic import whole_file
 from samnn.errors import SamnnError
@@ -29,42 +34,33 @@ def read_grid(path: Path) -> Grid:
     Raises:
         SamnnError: the file is missing, unreadable, ambiguous, or its geometry is not finite.
     """
+    _refuse_misleading(path)
     reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(_checked(path)))
+    reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise _unreadable(path, error) from error
-    n = reader.GetDimension()
-    return _grid(path, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), n)
+    return _grid(path, reader)
 
 
 def read_volume(path: Path) -> Volume:
     """Read a scalar volume with its voxels as stored (slope and intercept applied).
 
     Raises:
-        SamnnError: as `read_grid`, or the voxel data is truncated or not scalar.
+        SamnnError: as `read_grid`, or the voxel data is truncated, corrupt or not scalar.
     """
+    _refuse_misleading(path)
+    _refuse_incomplete(path)
     try:
-        image = SimpleITK.ReadImage(str(_checked(path)))
+        image = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
         raise _unreadable(path, error) from error
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise SamnnError(
             f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one."
         )
-    if image.HasMetaDataKey("vox_offset"):  # NIfTI
-        voxel_bytes = image.GetNumberOfPixels() * int(image.GetMetaData("bitpix")) // 8
-        _check_whole(path, int(float(image.GetMetaData("vox_offset"))) + voxel_bytes)
-    grid = _grid(
-        path,
-        image.GetSize(),
-        image.GetSpacing(),
-        image.GetOrigin(),
-        image.GetDirection(),
-        image.GetDimension(),
-    )
-    return Volume(SimpleITK.GetArrayFromImage(image).transpose(), grid)
+    return Volume(SimpleITK.GetArrayFromImage(image).transpose(), _grid(path, image))
 
 
 def read_labels(path: Path) -> Volume:
@@ -77,7 +73,9 @@ def read_labels(path: Path) -> Volume:
     voxels = volume.voxels
     if np.issubdtype(voxels.dtype, np.integer):
         return volume
-    if not np.isfinite(voxels).all():
+    # SimpleITK reads the NaN voxels of a NIfTI file as zeros in silence
+    stored = np.asarray(_nifti(path).dataobj) if _is_nifti(path) else voxels
+    if not np.isfinite(stored).all():
         raise SamnnError(f"{path}: holds NaN or infinite voxels; a label map needs whole numbers.")
     whole = voxels.astype(np.int64)
     if not np.array_equal(whole, voxels):
@@ -103,11 +101,45 @@ def write_volume(path: Path, volume: Volume) -> None:
             SimpleITK.WriteImage(image, str(part), useCompression=True)
         except RuntimeError as error:
             raise OSError(_last_line(error)) from error
+        _refuse_incomplete(part)  # on a full disk SimpleITK writes half a NIfTI file without a word
 
 
-def _checked(path: Path) -> Path:
-    """Refuse what SimpleITK would misread in silence: with x.nii beside x.nii.gz it reads the wrong one."""
-    path = Path(path)
+def write_like(path: Path, voxels: np.ndarray, *, like: Path) -> None:
+    """Write `voxels` under the NIfTI header of `like`: its sform, qform and units stay to the bit.
+
+    Raises:
+        SamnnError: the target cannot be written, or the shapes differ.
+    """
+    template = _nifti(like)
+    if voxels.shape != template.shape:
+        raise SamnnError(f"{path}: shape {voxels.shape} does not fit the header of {like}, {template.shape}.")
+    header = template.header.copy()
+    header.set_data_dtype(voxels.dtype)
+    with whole_file(path) as part:
+        nibabel.save(type(template)(voxels, template.affine, header), part)
+
+
+def stores_integers(path: Path) -> bool:
+    """Whether the voxels of a file are whole numbers by their type, with no slope that makes them others."""
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise _unreadable(path, error) from error
+    return reader.GetPixelID() in _INTEGER_TYPES
+
+
+_INTEGER_TYPES = {
+    getattr(SimpleITK, f"sitk{sign}Int{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)
+}
+
+
+def _refuse_misleading(path: Path) -> None:
+    """Refuse what SimpleITK would misread: x.nii.gz with x.nii beside it, NIfTI geometry that is not finite.
+
+    It returns x.nii for x.nii.gz, and reads a NaN spacing as 1 and a NaN offset as 0, all without a word.
+    """
     if not path.is_file():
         raise SamnnError(f"{path}: no such file.")
     if path.name.endswith(".nii.gz") and path.with_suffix("").exists():
@@ -115,40 +147,71 @@ def _checked(path: Path) -> Path:
             f"{path}: {path.with_suffix('').name} lies beside it and would be read in its place. "
             "Move one of the two away."
         )
-    return path
-
-
-def _check_whole(path: Path, n_bytes: int) -> None:
-    """Refuse a NIfTI file that is damaged or shorter than `n_bytes`: ITK invents the missing voxels in silence."""
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    found = 0
-    try:
-        with gzip.open(path) if zipped else open(path, "rb") as stream:
-            while block := stream.read(1 << 20):
-                found += len(block)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise SamnnError(f"{path}: is damaged or cut short ({error}). Copy or export it again.") from error
-    if found < n_bytes:
+    if not _is_nifti(path):
+        return
+    header = _nifti(path).header
+    geometry = [*header["pixdim"][1 : 1 + len(header.get_data_shape())]]
+    if header["sform_code"] > 0:
+        geometry += [*header["srow_x"], *header["srow_y"], *header["srow_z"]]
+    if header["qform_code"] > 0:
+        geometry += [header[f"quatern_{part}"] for part in "bcd"]
+        geometry += [header[f"qoffset_{axis}"] for axis in "xyz"]
+    if not np.isfinite(geometry).all():
         raise SamnnError(
-            f"{path}: is cut short, {found} of {n_bytes} bytes are there. Copy or export it again."
+            f"{path}: its affine or spacing holds NaN or infinity. Its header is damaged; export it again."
         )
 
 
-def _grid(path: Path, shape: tuple, spacing: tuple, origin: tuple, direction: tuple, n: int) -> Grid:
+def _refuse_incomplete(path: Path) -> None:
+    """Refuse a NIfTI file that ends early or fails its checksum: SimpleITK fills it up with zeros in silence."""
+    if not _is_nifti(path):
+        return
+    voxels = _nifti(path).dataobj
+    try:
+        stored_bytes = _inflated_size(path) if path.name.endswith(".gz") else path.stat().st_size
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+    missing_bytes = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize - stored_bytes
+    if missing_bytes > 0:
+        raise SamnnError(f"{path}: is cut short, {missing_bytes} bytes of voxels are missing. Copy it again.")
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.endswith((".nii", ".nii.gz"))
+
+
+def _nifti(path: Path) -> Nifti1Pair:
+    """The header, and where the voxels lie in the file; they are not read."""
+    try:
+        return nibabel.load(path)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _inflated_size(path: Path) -> int:
+    """Size of the content of a gzip file; reading it to its end also compares the checksum."""
+    size = 0
+    with gzip.open(path) as content:
+        while block := content.read(1 << 22):
+            size += len(block)
+    return size
+
+
+def _grid(path: Path, header: SimpleITK.Image | SimpleITK.ImageFileReader) -> Grid:
+    spacing, origin, direction = header.GetSpacing(), header.GetOrigin(), header.GetDirection()
     if not np.isfinite([*spacing, *origin, *direction]).all() or min(spacing) <= 0:
         raise SamnnError(
             f"{path}: spacing {spacing}, origin {origin} or direction is not finite and positive. "
             "Its header is damaged; export it again from the source."
         )
-    return Grid(tuple(shape), tuple(spacing), tuple(origin), tuple(direction))
+    return Grid(header.GetSize(), spacing, origin, direction)
 
 
-def _unreadable(path: Path, error: RuntimeError) -> SamnnError:
+def _unreadable(path: Path, error: Exception) -> SamnnError:
     return SamnnError(
         f"{path}: cannot be read as an image ({_last_line(error)}). Is it damaged or cut short?"
     )
 
 
-def _last_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[-1].strip()
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
