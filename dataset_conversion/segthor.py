@@ -1,0 +1,366 @@
+"""SegTHOR, the challenge's copy and the course's with its displaced hearts, into nnU-Net raw format."""
+
+from __future__ import annotations
+
+import shlex
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Column, Table
+
+from samnn import __version__
+from samnn.errors import Problems, SamnnError
+from samnn.geometry import Grid
+from samnn.io import read_labels, read_volume, stores_integers
+
+from . import _heart, _layout
+
+LABELS = {"background": 0, "esophagus": 1, "heart": 2, "trachea": 3, "aorta": 4}
+HEART = LABELS["heart"]
+EXPECTED = "Expected train/Patient_XX/{Patient_XX.nii.gz, GT.nii.gz} and test/Patient_YY.nii.gz."
+
+
+class Heart(str, Enum):
+    """What to do with the hearts."""
+
+    auto = "auto"
+    repair = "repair"
+    keep = "keep"
+
+
+def convert(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="The SegTHOR folder, with train/ and test/ inside.")
+    ],
+    dataset_id: Annotated[
+        int, typer.Option("--dataset-id", "-d", help="Number of the new dataset, 1 to 999.")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the new dataset, after its number.")] = "SegTHOR",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of raw datasets.  [default: $nnUNet_raw]")
+    ] = None,
+    heart: Annotated[
+        Heart,
+        typer.Option(help="Move displaced hearts back: where the image says so, in all patients, in none."),
+    ] = Heart.auto,
+    heart_for: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATIENT=repair|keep", help="Decide for one patient; may be repeated."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the dataset if it exists.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and decide, print the table, write nothing.")
+    ] = False,
+) -> None:
+    """Convert SegTHOR: thoracic CT with esophagus, heart, trachea and aorta.
+
+    - **Source:** the SegTHOR challenge, https://competitions.codalab.org/competitions/21145
+    - **Licence:** the challenge's terms, after registration; ask its organisers before passing the data on
+    - **Citation:** Lambert, Petitjean, Dubray, Ruan: SegTHOR: Segmentation of Thoracic Organs at Risk in CT
+      images. IPTA 2020, arXiv:1912.05950
+    - **Layout:** `SOURCE/train/Patient_XX/{Patient_XX.nii.gz, GT.nii.gz}` and `SOURCE/test/Patient_YY.nii.gz`, or
+      the `train` folder alone; a test patient may also be a folder like those of training, whose `GT.nii.gz` then
+      goes to `labelsTs`
+
+    In the course copy the heart of every `GT.nii.gz` was moved by a known map. `--heart auto` looks at each
+    patient's image: a displaced heart lies partly in lung. Where a `GT2.nii.gz` holds the true heart, the outcome is
+    compared with it. The source is never changed; `conversion.json` says what was decided and why.
+
+    **Examples**
+
+        samnn convert segthor ~/segthor -d 55
+
+        samnn convert segthor ~/segthor -d 55 --dry-run
+
+        samnn convert segthor ~/segthor -d 55 --heart-for Patient_17=repair --overwrite
+    """
+    target = _layout.dataset_folder(_layout.raw_root(output), dataset_id, name, overwrite=overwrite)
+    patients, problems = _find_patients(source)
+    choices = {patient.name: heart.value for patient in patients}
+    problems += _choose_one_by_one(choices, heart_for or [])
+    errors = Console(stderr=True)
+    findings = []
+    for patient in track(patients, "Checking", console=errors, transient=True):
+        try:
+            findings.append(_inspect(patient, choices[patient.name]))
+        except SamnnError as problem:
+            problems.append(str(problem))
+    problems += _unclear(findings)
+    if problems:
+        raise Problems(f"{source}: nothing was converted, {len(problems)} problem(s):", problems)
+    _print_report(findings)
+    if dry_run:
+        return
+    with _layout.new_dataset(target, overwrite=overwrite) as dataset:
+        cases = {
+            finding.patient.name: _write(dataset, finding, source)
+            for finding in track(findings, "Writing", console=errors, transient=True)
+        }
+        dataset.finish(
+            channel_names=["CT"],
+            labels=LABELS,
+            conversion={
+                "converter": "segthor",
+                "samnn_version": __version__,
+                "source": str(source.resolve()),
+                "cases": cases,
+            },
+        )
+    Console(soft_wrap=True).print(f"{len(findings)} patients written to {target}", highlight=False)
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The files of one patient; the challenge's test patients have no labels."""
+
+    name: str
+    image: Path
+    labels: Path | None
+    true_heart: Path | None
+    test: bool
+
+
+@dataclass
+class Finding:
+    """What was seen in one patient's files and what will be done with them."""
+
+    patient: Patient
+    heart: str = ""  # what is done with it, empty without labels
+    because: str = ""
+    true_heart: dict[str, float] = field(default_factory=dict)  # the outcome against GT2
+    rewrite: list[str] = field(default_factory=list)  # why the labels cannot be copied byte for byte
+    header: Path | None = None  # whose header rewritten labels get
+    notes: list[str] = field(default_factory=list)
+
+
+def _find_patients(source: Path) -> tuple[list[Patient], list[str]]:
+    """List the patients of a SegTHOR folder, and what is wrong with their files' names."""
+    if not source.is_dir():
+        raise SamnnError(f"{source}: no such folder. {EXPECTED}")
+    train = source / "train" if (source / "train").is_dir() else source
+    test = source / "test"
+    folders = [(folder, False) for folder in _visible(train) if folder.is_dir() and folder != test]
+    singles: list[Path] = []
+    if test.is_dir():
+        folders += [(folder, True) for folder in _visible(test) if folder.is_dir()]
+        singles = [file for file in _visible(test) if file.name.endswith((".nii", ".nii.gz"))]
+    patients, problems = [], []
+    for folder, is_test in folders:
+        image, labels, true_heart = (
+            folder / file for file in (f"{folder.name}.nii.gz", "GT.nii.gz", "GT2.nii.gz")
+        )
+        missing = [file.name for file in (image, labels) if not file.is_file()]
+        if missing:
+            problems.append(
+                f"{folder}: {' and '.join(missing)} missing. Add the file or move the folder away."
+            )
+        else:
+            patients.append(
+                Patient(folder.name, image, labels, true_heart if true_heart.is_file() else None, is_test)
+            )
+    for file in singles:
+        if file.name.endswith(".nii.gz"):
+            patients.append(Patient(file.name.removesuffix(".nii.gz"), file, None, None, True))
+        elif not file.with_name(file.name + ".gz").exists():
+            problems.append(f"{file}: is not compressed. Expected {file.name}.gz.")
+    if not patients and not problems:
+        raise SamnnError(f"{source}: no patients found. {EXPECTED}")
+    return patients, problems + _duplicates(patients)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _duplicates(patients: Sequence[Patient]) -> list[str]:
+    """Names that differ only in case, Unicode form or leading zeros, or occur in both training and test."""
+
+    def key(patient: Patient) -> str:
+        words = unicodedata.normalize("NFC", patient.name).casefold().split("_")
+        return "_".join(word.lstrip("0") or "0" if word.isdigit() else word for word in words)
+
+    counts = Counter(map(key, patients))
+    return [
+        f"{', '.join(str(p.image) for p in patients if key(p) == twice)}: the same patient {count} times. Keep one."
+        for twice, count in counts.items()
+        if count > 1
+    ]
+
+
+def _choose_one_by_one(choices: dict[str, str], heart_for: Sequence[str]) -> list[str]:
+    """Enter PATIENT=repair|keep into `choices`; return what cannot be understood."""
+    problems = []
+    for entry in heart_for:
+        name, _, choice = entry.rpartition("=")
+        if choice not in ("repair", "keep"):
+            problems.append(f"--heart-for {entry}: write PATIENT=repair or PATIENT=keep.")
+        elif name not in choices:
+            problems.append(f"--heart-for {entry}: no such patient.")
+        else:
+            choices[name] = choice
+    return problems
+
+
+def _inspect(patient: Patient, choice: str) -> Finding:
+    """Read a patient's files to the last byte, and decide what to do with the labels.
+
+    Raises:
+        SamnnError: what is wrong with them.
+    """
+    image = read_volume(patient.image)
+    if image.grid.n_dims != 3:
+        raise SamnnError(f"{patient.image}: has {image.grid.n_dims} dimensions; expected 3.")
+    finding = Finding(patient, header=patient.labels)
+    if patient.labels is None:
+        return finding
+    labels, has_identity = _read_on(image.grid, patient.labels, patient.image)
+    if has_identity:
+        finding.notes.append("GT has an identity affine: it takes the image's grid")
+        finding.rewrite.append("identity affine")
+        finding.header = patient.image
+    unknown = sorted(set(np.unique(labels).tolist()) - set(LABELS.values()))
+    if unknown:
+        raise SamnnError(f"{patient.labels}: holds label(s) {unknown}; SegTHOR has {LABELS}.")
+    if not stores_integers(patient.labels):
+        finding.rewrite.append("not stored as integers")
+    heart = np.ascontiguousarray(labels == HEART)
+    if not heart.any():
+        finding.heart, finding.because = "keep", "no heart labelled"
+        return finding
+    _decide(finding, choice, image.voxels, heart)
+    if finding.heart == "repair":
+        finding.rewrite.append("heart moved back")
+        if _heart.touches_border(heart):
+            finding.notes.append("the displaced heart ends at the volume's edge: what lay beyond is lost")
+        heart = _heart.move_back(heart)
+    if patient.true_heart is not None and finding.heart != "unclear":
+        truth, _ = _read_on(image.grid, patient.true_heart, patient.image)
+        finding.true_heart = _compare(_true_heart(truth, patient.true_heart), heart, image.grid)
+    return finding
+
+
+def _read_on(grid: Grid, path: Path, image: Path) -> tuple[np.ndarray, bool]:
+    """Read labels that must lie on `grid`, or have its shape and an identity affine: the flag says which."""
+    labels = read_labels(path)
+    differences = grid.differences(labels.grid)
+    has_identity = bool(differences) and labels.grid.shape == grid.shape and _is_identity(labels.grid)
+    if differences and not has_identity:
+        raise SamnnError(f"{path}: does not lie on the grid of {image.name}: {'; '.join(differences)}.")
+    return labels.voxels, has_identity
+
+
+def _is_identity(grid: Grid) -> bool:
+    """Whether a grid says nothing: the identity affine, as NIfTI (RAS) or ITK (LPS) understands it."""
+    directions = [tuple(np.diag([sign, sign, 1]).ravel()) for sign in (-1.0, 1.0)]
+    return grid.spacing_mm == (1, 1, 1) and grid.origin_mm == (0, 0, 0) and grid.direction in directions
+
+
+def _decide(finding: Finding, choice: str, image_hu: np.ndarray, heart: np.ndarray) -> None:
+    """Settle on `repair` or `keep`, or `unclear` where the image does not tell."""
+    finding.heart, finding.because = choice, "as asked"
+    if choice == "auto":
+        verdict = _heart.judge(image_hu, heart)
+        finding.heart, finding.because = verdict.choice or "unclear", verdict.reason
+    elif choice == "repair" and _heart.outside(heart) > _heart.MOST_OUTSIDE:
+        raise SamnnError(
+            f"{finding.patient.labels}: moved back, {_heart.outside(heart):.0%} of the heart would leave the volume, "
+            f"so it was not displaced in this way. Use {_settle(finding.patient, 'keep')}."
+        )
+
+
+def _settle(patient: Patient, choice: str) -> str:
+    return f"--heart-for {shlex.quote(f'{patient.name}={choice}')}"
+
+
+def _true_heart(labels: np.ndarray, path: Path) -> np.ndarray:
+    """The heart in a label map, or the one structure in a mask."""
+    values = set(np.unique(labels).tolist()) - {0}
+    if HEART not in values and len(values) != 1:
+        raise SamnnError(f"{path}: holds labels {sorted(values)}; expected the true heart as label {HEART}.")
+    return labels == (HEART if HEART in values else values.pop())
+
+
+def _compare(truth: np.ndarray, heart: np.ndarray, grid: Grid) -> dict[str, float]:
+    iou, distance_mm = _heart.agreement(truth, heart, grid)
+    return {"iou": round(iou, 5), "centroid_distance_mm": round(distance_mm, 3)}
+
+
+def _write(dataset: _layout.RawDataset, finding: Finding, source: Path) -> dict[str, Any]:
+    """Write one patient and return its entry in conversion.json."""
+    patient = finding.patient
+
+    def origin(path: Path) -> dict[str, str]:
+        return {"source": path.relative_to(source).as_posix(), "sha256": _layout.sha256(path)}
+
+    dataset.add_image(patient.image, patient.name, test=patient.test)
+    entry: dict[str, Any] = {"test": patient.test, "image": origin(patient.image)}
+    if patient.labels is None:
+        return entry
+    entry["labels"] = origin(patient.labels) | {"rewritten_because": finding.rewrite}
+    entry["heart"] = {"decision": finding.heart, "because": finding.because}
+    if finding.rewrite:
+        labels = read_labels(patient.labels).voxels.astype(np.uint8)
+        if finding.heart == "repair":
+            entry["heart"] |= _move_heart_back(labels)
+        dataset.write_labels(labels, patient.name, like=finding.header, test=patient.test)
+    else:
+        dataset.add_labels(patient.labels, patient.name, test=patient.test)
+    if patient.true_heart is not None:
+        entry["heart"]["against_true_heart"] = origin(patient.true_heart) | finding.true_heart
+    if finding.notes:
+        entry["notes"] = finding.notes
+    return entry
+
+
+def _move_heart_back(labels: np.ndarray) -> dict[str, int]:
+    """Replace the displaced heart by the repaired one in place; every other voxel stays. Return voxel counts."""
+    displaced = np.ascontiguousarray(labels == HEART)
+    repaired = _heart.move_back(displaced).astype(bool)
+    others = repaired & (labels != HEART) & (labels != LABELS["background"])
+    labels[displaced] = LABELS["background"]
+    labels[repaired] = HEART
+    return {
+        "displaced_voxels": int(displaced.sum()),
+        "repaired_voxels": int(repaired.sum()),
+        "other_labels_overwritten_voxels": int(others.sum()),
+    }
+
+
+def _unclear(findings: Sequence[Finding]) -> list[str]:
+    """Ask for a decision on every heart of which the image does not tell whether it was displaced."""
+    return [
+        f"{finding.patient.labels}: the image does not tell whether the heart was displaced ({finding.because}). "
+        f"Look at it, then add {_settle(finding.patient, 'repair')} or {_settle(finding.patient, 'keep')}."
+        for finding in findings
+        if finding.heart == "unclear"
+    ]
+
+
+def _print_report(findings: Sequence[Finding]) -> None:
+    table = Table(Column("patient", no_wrap=True), "heart", "why", "labels", title="SegTHOR")
+    for finding in findings:
+        reasons = [finding.because, *finding.notes]
+        if finding.true_heart:
+            reasons.append(
+                "GT2: IoU {iou:.3f}, centroids {centroid_distance_mm:.1f} mm apart".format(
+                    **finding.true_heart
+                )
+            )
+        if finding.patient.test:
+            reasons.insert(0, "test patient")
+        table.add_row(
+            finding.patient.name,
+            finding.heart,
+            "; ".join(filter(None, reasons)),
+            "none" if finding.patient.labels is None else "rewritten" if finding.rewrite else "copied",
+        )
+    Console().print(table)

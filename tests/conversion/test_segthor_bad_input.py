@@ -1,0 +1,254 @@
+"""Bad SegTHOR folders: one clear message that names the files, exit code 1, nothing half-written."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import time
+
+import nibabel
+import numpy as np
+import pytest
+from small_thorax import AFFINE, command, files, save, tamper, thorax
+
+from samnn.dataset_conversion.segthor import Heart, convert
+from samnn.errors import Problems, SamnnError
+
+
+def refusal(source, tmp_path, **options):
+    """The message of a conversion that must fail and leave nothing behind."""
+    with pytest.raises(SamnnError) as caught:
+        convert(source, 55, output=tmp_path / "raw", **options)
+    assert not (tmp_path / "raw").exists()
+    return str(caught.value)
+
+
+def without_gt(source):
+    (source / "train/Patient_01/GT.nii.gz").unlink()
+    return "Patient_01: GT.nii.gz missing"
+
+
+def without_image(source):
+    (source / "train/Patient_01/Patient_01.nii.gz").unlink()
+    return "Patient_01: Patient_01.nii.gz missing"
+
+
+def other_grid(source):
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 5
+    save(source / "train/Patient_01/GT.nii.gz", thorax()[1], shifted)
+    return "GT.nii.gz: does not lie on the grid of Patient_01.nii.gz: origin (mm)"
+
+
+def other_shape(source):
+    save(source / "train/Patient_01/GT.nii.gz", thorax()[1][:, :, :-1])
+    return "shape (128, 128, 36) against (128, 128, 35)"
+
+
+def unknown_label(source):
+    labels = thorax()[1]
+    labels[0, 0, 0] = 7
+    save(source / "train/Patient_01/GT.nii.gz", labels)
+    return "GT.nii.gz: holds label(s) [7]"
+
+
+def fractional_label(source):
+    save(source / "train/Patient_01/GT.nii.gz", thorax()[1] * np.float32(0.5))
+    return "GT.nii.gz: holds fractional values"
+
+
+def cut_image(source):
+    image = source / "train/Patient_01/Patient_01.nii.gz"
+    image.write_bytes(image.read_bytes()[:-200])
+    return "Patient_01.nii.gz: cannot be read"
+
+
+def cut_labels_in_a_whole_gzip_stream(source):
+    labels = source / "train/Patient_01/GT.nii.gz"
+    labels.write_bytes(gzip.compress(gzip.decompress(labels.read_bytes())[:-1000]))
+    return "GT.nii.gz: is cut short, 1000 bytes"
+
+
+def nan_affine(source):
+    image = source / "train/Patient_01/Patient_01.nii.gz"
+    content = bytearray(gzip.decompress(image.read_bytes()))
+    content[292:296] = np.float32(np.nan).tobytes()  # srow_x[3]
+    image.write_bytes(gzip.compress(bytes(content)))
+    return "Patient_01.nii.gz: its affine or spacing holds NaN"
+
+
+def twin(source):
+    image = source / "train/Patient_01/Patient_01.nii.gz"
+    nibabel.save(nibabel.load(image), image.with_suffix(""))
+    return "Patient_01.nii.gz: Patient_01.nii lies beside it"
+
+
+def duplicate_by_zeros(source):
+    shutil.copytree(source / "train/Patient_01", source / "train/Patient_1")
+    (source / "train/Patient_1/Patient_01.nii.gz").rename(source / "train/Patient_1/Patient_1.nii.gz")
+    return "the same patient 2 times"
+
+
+def duplicate_in_test(source):
+    shutil.copy(source / "train/Patient_01/Patient_01.nii.gz", source / "test/patient_01.nii.gz")
+    return "the same patient 2 times"
+
+
+def uncompressed_test_image(source):
+    (source / "test/Patient_43.nii").write_bytes(b"")
+    return "Patient_43.nii: is not compressed"
+
+
+def four_dimensions(source):
+    save(source / "test/Patient_42.nii.gz", np.zeros((4, 4, 4, 2), np.int16))
+    return "Patient_42.nii.gz: has 4 dimensions"
+
+
+def true_heart_without_a_heart(source):
+    save(source / "train/Patient_01/GT2.nii.gz", np.where(thorax()[1] == 2, 0, thorax()[1]))
+    return "GT2.nii.gz: holds labels [1, 3, 4]"
+
+
+DAMAGES = [
+    without_gt,
+    without_image,
+    other_grid,
+    other_shape,
+    unknown_label,
+    fractional_label,
+    cut_image,
+    cut_labels_in_a_whole_gzip_stream,
+    nan_affine,
+    twin,
+    duplicate_by_zeros,
+    duplicate_in_test,
+    uncompressed_test_image,
+    four_dimensions,
+    true_heart_without_a_heart,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_folder_is_refused_by_name_and_nothing_is_written(segthor, tmp_path, damage):
+    expected = damage(segthor)
+    assert expected in refusal(segthor, tmp_path)
+
+
+def test_all_problems_of_a_folder_are_listed_at_once(segthor, samnn, tmp_path):
+    expected = [unknown_label(segthor), uncompressed_test_image(segthor), four_dimensions(segthor)]
+    shutil.copytree(segthor / "train/Patient_02", segthor / "train/Patient_03")
+    done = samnn("convert", "segthor", segthor, "-d", 55, "--heart-for", "Patient_99=keep")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    for message in [*expected, "Patient_03.nii.gz missing", "--heart-for Patient_99=keep: no such patient"]:
+        assert message in done.stderr
+    assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda folder: None, lambda folder: folder.mkdir()], ids=["absent", "empty"]
+)
+def test_a_source_without_patients_is_refused_with_the_layout_expected(tmp_path, make):
+    make(tmp_path / "source")
+    assert "Expected train/Patient_XX" in refusal(tmp_path / "source", tmp_path)
+
+
+def test_a_choice_that_is_neither_repair_nor_keep_is_refused(segthor, tmp_path):
+    assert "write PATIENT=repair" in refusal(segthor, tmp_path, heart_for=["Patient_01=yes"])
+
+
+def test_without_a_target_the_message_says_how_to_name_one(segthor, samnn):
+    done = samnn("convert", "segthor", segthor, "-d", 55, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 1 and "nnUNet_raw is not set" in done.stderr and "--output" in done.stderr
+
+
+def test_an_existing_dataset_is_only_replaced_on_request(segthor, tmp_path):
+    convert(segthor, 55, output=tmp_path)
+    target = tmp_path / "Dataset055_SegTHOR"
+    first = files(target)
+    with pytest.raises(SamnnError, match="--overwrite"):
+        convert(segthor, 55, output=tmp_path, heart=Heart.keep)
+    assert files(target) == first
+    convert(segthor, 55, output=tmp_path, heart=Heart.keep, overwrite=True)
+    assert files(target)["labelsTr/Patient_01.nii.gz"] != first["labelsTr/Patient_01.nii.gz"]
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_number_taken_by_another_dataset_is_refused(segthor, tmp_path):
+    (tmp_path / "Dataset055_Hippocampus").mkdir()
+    with pytest.raises(SamnnError, match="taken by Dataset055_Hippocampus"):
+        convert(segthor, 55, output=tmp_path)
+
+
+def test_a_bad_source_does_not_cost_the_dataset_it_should_have_replaced(segthor, tmp_path):
+    convert(segthor, 55, output=tmp_path)
+    before = files(tmp_path / "Dataset055_SegTHOR")
+    without_gt(segthor)
+    with pytest.raises(Problems):
+        convert(segthor, 55, output=tmp_path, overwrite=True)
+    assert files(tmp_path / "Dataset055_SegTHOR") == before
+
+
+def test_a_target_that_cannot_be_written_is_said_without_a_traceback(segthor, samnn, tmp_path):
+    (tmp_path / "raw").write_text("a file where the folder should be")
+    done = samnn("convert", "segthor", segthor, "-d", 55)
+    assert done.returncode == 1 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_full_disk_leaves_the_old_dataset_and_no_leftovers(segthor, tmp_path):
+    """A limit on file sizes stands for the full disk: the write call fails in the middle of an image."""
+    convert(segthor, 55, output=tmp_path / "raw", heart=Heart.keep)
+    before = files(tmp_path / "raw")
+    done = subprocess.run(
+        [
+            command(),
+            "convert",
+            "segthor",
+            str(segthor),
+            "-d",
+            "55",
+            "-o",
+            str(tmp_path / "raw"),
+            "--overwrite",
+        ],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    assert files(tmp_path / "raw") == before
+
+
+@pytest.fixture
+def many_patients(segthor):
+    """Enough files that a kill can meet each state of the folder being written."""
+    image, labels = thorax(25)
+    for number in range(3, 9):
+        save(segthor / f"train/Patient_{number:02d}/Patient_{number:02d}.nii.gz", image)
+        save(segthor / f"train/Patient_{number:02d}/GT.nii.gz", tamper(labels))
+    return segthor
+
+
+@pytest.mark.parametrize("files_seen", [0, 1, 7, 13, 18])
+def test_killed_at_any_moment_and_run_again_it_ends_as_one_clean_run(many_patients, tmp_path, files_seen):
+    """Killed (SIGKILL) once so many files are seen in the hidden folder; the old dataset is there all the time."""
+    raw, clean = tmp_path / "raw", tmp_path / "clean"
+    convert(many_patients, 55, output=clean)
+    convert(many_patients, 55, output=raw, heart=Heart.keep)
+    old = files(raw)
+    arguments = [command(), "convert", "segthor", many_patients, "-d", "55", "-o", raw, "--overwrite"]
+    process = subprocess.Popen(list(map(str, arguments)), stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        part = next(raw.glob(".part-*"), None)
+        if part is not None and sum(len(names) for *_, names in os.walk(part)) >= files_seen:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        time.sleep(0.001)
+    assert process.returncode == -signal.SIGKILL, "the conversion ended before it could be killed"
+    assert {name: content for name, content in files(raw).items() if not name.startswith(".part-")} == old
+    convert(many_patients, 55, output=raw, overwrite=True)
+    assert files(raw) == files(clean)
