@@ -159,7 +159,10 @@ def _checked_case(name: str, reference: Path, prediction: Path, problems: list[s
     if len(grids) < 2:
         return None
     if differences := grids[0].differences(grids[1]):
-        problems.append(f"{prediction}: lies on another grid than {reference}: {'; '.join(differences)}.")
+        problems.append(
+            f"{prediction}: lies on another grid than {reference}. Reference against prediction: "
+            f"{'; '.join(differences)}."
+        )
         return None
     if grids[0].n_dims not in (2, 3):
         problems.append(f"{reference}: has {grids[0].n_dims} dimensions; expected 2 or 3.")

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -88,10 +89,14 @@ def _number(value: float | None, metric: str, summary: dict[str, Any]) -> str:
 
 def _that_fit(summary: dict[str, Any], console: Console) -> list[list[str]]:
     """Share the metrics out among tables no wider than the console."""
+    unlimited = console.options.update_width(100_000)
     tables: list[list[str]] = [[]]
     for metric in summary["definitions"]:
         longer = [*tables[-1], metric]
-        if tables[-1] and console.measure(_table(summary, longer)).maximum > console.width:
+        if (
+            tables[-1]
+            and Measurement.get(console, unlimited, _table(summary, longer)).maximum > console.width
+        ):
             tables.append([metric])
         else:
             tables[-1] = longer

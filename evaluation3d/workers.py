@@ -17,12 +17,13 @@ from .cases import Case
 Result = TypeVar("Result")
 
 VOXELS_WORTH_A_WORKER = 20_000_000  # below this a new process takes longer to start than it saves
+MOST_WORKERS = 8  # each holds a whole case in memory; more only where asked for
 
 
 def sensible_workers(cases: Sequence[Case]) -> int:
     """As many processes as there are cores, cases, and work to share."""
     work = sum(case.n_voxels for case in cases) // VOXELS_WORTH_A_WORKER
-    return max(1, min(os.cpu_count() or 1, len(cases), work))
+    return max(1, min(os.cpu_count() or 1, len(cases), work, MOST_WORKERS))
 
 
 def each_case(

@@ -97,9 +97,7 @@ def env(
             show_default=False,
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace the folders that are set already.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the folders that are set already.")] = False,
 ) -> None:
     """Print shell lines that show nnU-Net the trainers of samnn.
 
@@ -122,6 +120,32 @@ def env(
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
     typer.echo(os.fsencode(found.shell_lines()), nl=False)  # the bytes of a path, whatever the locale
+
+
+@app.command()
+def doctor(
+    trainers: Annotated[
+        bool,
+        typer.Option("--trainers", help="List every trainer, every suffix of its name and what it does."),
+    ] = False,
+) -> None:
+    """Say what is missing or wrong, and how to cure it. Exit code 1 where training would fail.
+
+    **Examples**
+
+        samnn doctor
+
+        samnn doctor --trainers
+    """
+    from rich.console import Console
+
+    from samnn.doctor import print_findings, print_trainers
+
+    console = Console()
+    if trainers:
+        print_trainers(console)
+    elif not print_findings(console):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -167,7 +191,10 @@ def evaluate(
         typer.Option("--allow-missing", help="Count references without a prediction instead of stopping."),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Cases evaluated at the same time. Default: as many as pay.")
+        int | None,
+        typer.Option(
+            min=1, help="Cases evaluated at the same time. Default: as many as cores and work, at most 8."
+        ),
     ] = None,
 ) -> None:
     """Compare predicted label maps with reference ones: overlap, and surface distances in mm.

@@ -1,6 +1,6 @@
 """Volumetric similarity: how alike the two volumes are in size, wherever they lie.
 
-Formula: 1 − |FN − FP| / (2·TP + FP + FN)
+Formula: 1 − abs(FN − FP) / (2·TP + FP + FN)
 """
 
 from __future__ import annotations
