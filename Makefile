@@ -25,7 +25,7 @@ lint: setup ## check style and format
 	.venv/bin/ruff format --check .
 
 wheel-test: setup ## build the wheel from the tracked files, install it alone, and try it in an empty folder
-	scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && set -eux && \
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && set -eux && \
 	mkdir "$$scratch/source" "$$scratch/empty" && \
 	git ls-files -z | tar -cf - --null -T - | tar -xf - -C "$$scratch/source" && \
 	$(UV) build --quiet --wheel --python .venv/bin/python --out-dir "$$scratch" "$$scratch/source" && \
