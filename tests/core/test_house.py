@@ -177,7 +177,9 @@ def test_help_is_quick_and_imports_nothing_heavy(capsys):
         seconds.append(time.perf_counter() - start)
     with capsys.disabled():
         print(f"\nsamnn --help: median of 5 runs {statistics.median(seconds):.2f} s")
-    assert statistics.median(seconds) < 5  # a sanity check on busy machines; a quick one needs a fraction
+    assert (
+        statistics.median(seconds) < 10
+    )  # a sanity check for busy machines; an idle one needs half a second
 
 
 def commands(command: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
