@@ -3,6 +3,7 @@
 PYTHON ?= python3
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 INSTALLED := .venv/.installed
+unexport PYTHONDONTWRITEBYTECODE # without cached bytecode every worker process spends seconds on compiling torch
 
 .PHONY: help setup test test-slow demo lint wheel-test clean
 
