@@ -20,7 +20,7 @@ CENTRE = (275, 200, 0)
 LUNG_BELOW_HU = -300  # midway between the fat around a heart (-100) and lung (-500 and less)
 MOST_LUNG_IN_A_HEART = 0.10
 MOST_OUTSIDE = 0.01
-LEAST_GAP = 0.05
+LEAST_GAP = 0.03
 
 
 def displacement(shape: tuple[int, ...]) -> np.ndarray:
