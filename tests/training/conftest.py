@@ -15,6 +15,7 @@ import pytest
 
 os.environ["nnUNet_def_n_proc"] = "1"  # read by nnU-Net when it is imported
 os.environ["nnUNet_n_proc_DA"] = "0"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tiny steps on a shared machine: threads must not spin
 os.environ["nnUNet_extTrainer"] = str(Path(__file__).resolve().parents[2] / "plugins")
 
 from samnn.geometry import Grid
@@ -34,7 +35,9 @@ def tiny_case(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image.astype(np.float32), labels
 
 
-def write_raw(folder: Path, labels: dict, *, n_training: int = 6, ignore: int | None = None, **extra: object) -> None:
+def write_raw(
+    folder: Path, labels: dict, *, n_training: int = 6, ignore: int | None = None, **extra: object
+) -> None:
     """An nnU-Net raw dataset of tiny cases, two of them held back for testing."""
     for i in range(n_training + 2):
         image, truth = tiny_case(i)

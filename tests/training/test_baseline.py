@@ -36,7 +36,13 @@ def test_losses_equal_nnunets_step_by_step(make_trainer: Callable, dataset: str,
 
 def test_the_recipe_is_nnunets(make_trainer: Callable) -> None:
     stock, ours = make_trainer("nnUNetTrainer"), make_trainer("nnUNetTrainerUNet")
-    for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr", "weight_decay"):
+    for name in (
+        "num_epochs",
+        "num_iterations_per_epoch",
+        "num_val_iterations_per_epoch",
+        "initial_lr",
+        "weight_decay",
+    ):
         assert getattr(ours, name) == getattr(stock, name)
     stock.initialize(), ours.initialize()
     assert ours.optimizer.state_dict()["param_groups"] == stock.optimizer.state_dict()["param_groups"]

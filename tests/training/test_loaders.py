@@ -7,7 +7,9 @@ import pytest
 import torch
 
 
-def batches(make_trainer: Callable, name: str, *, n_workers: int, skip: int = 0, n: int = 5) -> list[torch.Tensor]:
+def batches(
+    make_trainer: Callable, name: str, *, n_workers: int, skip: int = 0, n: int = 5
+) -> list[torch.Tensor]:
     os.environ["nnUNet_n_proc_DA"] = str(n_workers)
     try:
         trainer = make_trainer(name)

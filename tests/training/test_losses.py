@@ -42,8 +42,12 @@ def test_masked_voxels_do_not_count() -> None:
 def test_batch_dice_sums_before_it_divides() -> None:
     predicted = torch.cat([onehot([1, 1, 0, 0]), onehot([0, 0, 0, 0])])
     reference = torch.tensor([[[1, 1, 1, 0]], [[0, 0, 0, 0]]])
-    whole = GeneralisedDiceLoss(smooth=0)(onehot([1, 1, 0, 0, 0, 0, 0, 0]), torch.tensor([[[1, 1, 1, 0, 0, 0, 0, 0]]]))
-    assert float(GeneralisedDiceLoss(batch_dice=True, smooth=0)(predicted, reference)) == pytest.approx(float(whole))
+    whole = GeneralisedDiceLoss(smooth=0)(
+        onehot([1, 1, 0, 0, 0, 0, 0, 0]), torch.tensor([[[1, 1, 1, 0, 0, 0, 0, 0]]])
+    )
+    assert float(GeneralisedDiceLoss(batch_dice=True, smooth=0)(predicted, reference)) == pytest.approx(
+        float(whole)
+    )
 
 
 def test_gradient_flows_to_the_logits() -> None:

@@ -41,7 +41,9 @@ def test_a_split_batch_gives_the_whole_batchs_loss_and_gradient(make_trainer: Ca
         assert (split - whole).norm() < 1e-5 * whole.norm()
 
 
-def test_splitting_repeats_dropout_and_leaves_batch_statistics_as_one_pass_would(make_trainer: Callable) -> None:
+def test_splitting_repeats_dropout_and_leaves_batch_statistics_as_one_pass_would(
+    make_trainer: Callable,
+) -> None:
     trainer = started(make_trainer, "nnUNetTrainerENet_seed0")
     batch = next(trainer.dataloader_train)
     before = {k: v.clone() for k, v in trainer.network.state_dict().items() if "num_batches" in k}
@@ -116,12 +118,16 @@ def test_precision_follows_the_hardware(make_trainer: Callable) -> None:
     assert make_trainer("nnUNetTrainerUNet").autocast_dtype() is None  # nnU-Net's own on a CPU
 
 
-def test_bf16_steps_are_finite_and_validation_runs_in_them(make_trainer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_steps_are_finite_and_validation_runs_in_them(
+    make_trainer: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hardware, "native_bf16", lambda device: True)
     trainer = started(make_trainer, "nnUNetTrainerENet_seed0")
     trainer.on_train_epoch_start()
     seen = []
-    trainer.network.register_forward_hook(lambda module, args, output: seen.append(torch.is_autocast_enabled("cpu")))
+    trainer.network.register_forward_hook(
+        lambda module, args, output: seen.append(torch.is_autocast_enabled("cpu"))
+    )
     assert np.isfinite(trainer.train_step(next(trainer.dataloader_train))["loss"])
     trainer.network.eval()
     with torch.no_grad():

@@ -29,7 +29,10 @@ def test_an_option_of_the_name_wins_over_the_architecture() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nnUNetTrainerUNet_Adam", "unknown suffix _Adam. nnUNetTrainerUNet takes, in this order: _AdamW, _PolyWarmup"),
+        (
+            "nnUNetTrainerUNet_Adam",
+            "unknown suffix _Adam. nnUNetTrainerUNet takes, in this order: _AdamW, _PolyWarmup",
+        ),
         ("nnUNetTrainerUNet_", "unknown suffix _."),
         ("nnUNetTrainerUNet_100epochs_GDL", "Use nnUNetTrainerUNet_GDL_100epochs"),
         ("nnUNetTrainerUNet_seed1_100epochs_AdamW", "Use nnUNetTrainerUNet_AdamW_100epochs_seed1"),
