@@ -238,6 +238,34 @@ def evaluate(
         typer.echo("Nothing was written; -o OUT writes metrics.csv and summary.json.")
 
 
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for everything the demo makes.")] = Path(
+        "demo"
+    ),
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Your own SegTHOR folder. Default: seven made-up patients.", show_default=False),
+    ] = None,
+) -> None:
+    """Show the whole chain on made-up patients: convert, plan, train, predict, evaluate.
+
+    Every command is printed before it runs, its log is kept in `OUT/logs`, and a second run goes on where the first
+    one stopped. At the end: a table, and a picture of the predictions beside the references.
+
+    **Examples**
+
+        samnn demo
+
+        samnn demo ~/segthor-demo --data ~/segthor
+    """
+    from rich.console import Console
+
+    from samnn.demo import Demo
+
+    Demo(out, data, Console()).run()
+
+
 def main() -> None:
     """Run the command line; errors a user can mend are printed without a traceback and exit with code 1."""
     try:
