@@ -135,7 +135,8 @@ def _refuse_existing(target: Path, overwrite: bool) -> None:
 
 
 def _unwritable(target: Path, error: OSError) -> SamnnError:
-    where = f", {error.filename}" if error.filename else ""
+    named = error.filename2 or error.filename
+    where = f", {named}" if named else ""
     return SamnnError(
         f"{target}: cannot be written ({error.strerror or error}{where}). "
         f"Check free space and permissions of {target.parent}."

@@ -181,12 +181,13 @@ def test_a_heart_cut_off_by_its_displacement_is_reported(segthor, tmp_path):
     assert "edge" in record(tmp_path / "Dataset055_SegTHOR")["cases"]["Patient_01"]["notes"][0]
 
 
+@pytest.mark.parametrize("signs", [(1, 1, 1, 1), (-1, -1, 1, 1)], ids=["NIfTI", "ITK"])
 @pytest.mark.parametrize("name", ["Patient_01", "Patient_02"])
-def test_labels_with_an_identity_affine_take_the_grid_of_the_image(segthor, tmp_path, name):
-    """Both with the heart repaired (01) and kept (02)."""
+def test_labels_with_an_identity_affine_take_the_grid_of_the_image(segthor, tmp_path, name, signs):
+    """With the heart repaired (01) and kept (02); the identity as NIfTI and as ITK writes it."""
     labels = segthor / "train" / name / "GT.nii.gz"
     before = voxels(labels)
-    save(labels, before, np.eye(4))
+    save(labels, before, np.diag(signs))
     convert(segthor, 55, output=tmp_path)
     target = tmp_path / "Dataset055_SegTHOR"
     written = target / "labelsTr" / f"{name}.nii.gz"
