@@ -16,6 +16,9 @@ class Problems(SamnnError):
     """Several mendable problems found together, so that they are reported at once and not one per run."""
 
     def __init__(self, headline: str, problems: Sequence[str]) -> None:
+        super().__init__(headline, list(problems))  # both arguments: an error of a worker process is pickled
         self.headline = headline
         self.problems = list(problems)
-        super().__init__("\n".join([headline, *(f"  - {problem}" for problem in self.problems)]))
+
+    def __str__(self) -> str:
+        return "\n".join([self.headline, *(f"  - {problem}" for problem in self.problems)])
