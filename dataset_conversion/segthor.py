@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -16,16 +16,18 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
+from rich.text import Text
 
 from samnn import __version__
 from samnn.errors import Problems, SamnnError
 from samnn.geometry import Grid
-from samnn.io import read_labels, read_volume, stores_integers
+from samnn.io import Volume, read_labels, read_volume, stores_integers
 
 from . import _heart, _layout
 
 LABELS = {"background": 0, "esophagus": 1, "heart": 2, "trachea": 3, "aorta": 4}
 HEART = LABELS["heart"]
+LEAST_IOU_WITH_TRUE_HEART = 0.95
 EXPECTED = "Expected train/Patient_XX/{Patient_XX.nii.gz, GT.nii.gz} and test/Patient_YY.nii.gz."
 
 
@@ -93,7 +95,7 @@ def convert(
         try:
             findings.append(_inspect(patient, choices[patient.name]))
         except SamnnError as problem:
-            problems.append(str(problem))
+            problems += getattr(problem, "problems", [str(problem)])
     problems += _unclear(findings)
     if problems:
         raise Problems(f"{source}: nothing was converted, {len(problems)} problem(s):", problems)
@@ -115,7 +117,7 @@ def convert(
                 "cases": cases,
             },
         )
-    Console(soft_wrap=True).print(f"{len(findings)} patients written to {target}", highlight=False)
+    typer.echo(f"{len(findings)} patients written to {target}")
 
 
 @dataclass(frozen=True)
@@ -214,25 +216,38 @@ def _inspect(patient: Patient, choice: str) -> Finding:
     """Read a patient's files to the last byte, and decide what to do with the labels.
 
     Raises:
-        SamnnError: what is wrong with them.
+        Problems: all that is wrong with them.
     """
-    image = read_volume(patient.image)
-    if image.grid.n_dims != 3:
-        raise SamnnError(f"{patient.image}: has {image.grid.n_dims} dimensions; expected 3.")
+    problems: list[str] = []
+    image = _read(read_volume, patient.image, problems)
+    if image is not None and image.grid.n_dims != 3:
+        problems.append(f"{patient.image}: has {image.grid.n_dims} dimensions; expected 3.")
     finding = Finding(patient, header=patient.labels)
-    if patient.labels is None:
+    labels = _read(read_labels, patient.labels, problems) if patient.labels else None
+    truth = _read(read_labels, patient.true_heart, problems) if patient.true_heart else None
+    if labels is not None:
+        unknown = sorted(set(np.unique(labels.voxels).tolist()) - set(LABELS.values()))
+        if unknown:
+            problems.append(f"{patient.labels}: holds label(s) {unknown}; SegTHOR has {LABELS}.")
+    if truth is not None and not _true_heart(truth.voxels).any():
+        problems.append(f"{patient.true_heart}: holds no label {HEART}, and is no mask of one structure.")
+    if image is not None:
+        for path, volume in ((patient.labels, labels), (patient.true_heart, truth)):
+            if volume is not None and not _takes_grid(volume.grid, image.grid):
+                differences = "; ".join(image.grid.differences(volume.grid))
+                problems.append(f"{path}: does not lie on the grid of {patient.image.name}: {differences}.")
+    if problems:
+        raise Problems(patient.name, problems)
+    if labels is None:
         return finding
-    labels, has_identity = _read_on(image.grid, patient.labels, patient.image)
-    if has_identity:
+
+    if image.grid.differences(labels.grid):
         finding.notes.append("GT has an identity affine: it takes the image's grid")
         finding.rewrite.append("identity affine")
         finding.header = patient.image
-    unknown = sorted(set(np.unique(labels).tolist()) - set(LABELS.values()))
-    if unknown:
-        raise SamnnError(f"{patient.labels}: holds label(s) {unknown}; SegTHOR has {LABELS}.")
     if not stores_integers(patient.labels):
         finding.rewrite.append("not stored as integers")
-    heart = np.ascontiguousarray(labels == HEART)
+    heart = np.ascontiguousarray(labels.voxels == HEART)
     if not heart.any():
         finding.heart, finding.because = "keep", "no heart labelled"
         return finding
@@ -242,20 +257,26 @@ def _inspect(patient: Patient, choice: str) -> Finding:
         if _heart.touches_border(heart):
             finding.notes.append("the displaced heart ends at the volume's edge: what lay beyond is lost")
         heart = _heart.move_back(heart)
-    if patient.true_heart is not None and finding.heart != "unclear":
-        truth, _ = _read_on(image.grid, patient.true_heart, patient.image)
-        finding.true_heart = _compare(_true_heart(truth, patient.true_heart), heart, image.grid)
+    if truth is not None:
+        iou, distance_mm = _heart.agreement(_true_heart(truth.voxels), heart, image.grid)
+        finding.true_heart = {"iou": round(iou, 5), "centroid_distance_mm": round(distance_mm, 3)}
+        if iou < LEAST_IOU_WITH_TRUE_HEART:
+            finding.notes.append("the heart does not agree with GT2: look at both")
     return finding
 
 
-def _read_on(grid: Grid, path: Path, image: Path) -> tuple[np.ndarray, bool]:
-    """Read labels that must lie on `grid`, or have its shape and an identity affine: the flag says which."""
-    labels = read_labels(path)
-    differences = grid.differences(labels.grid)
-    has_identity = bool(differences) and labels.grid.shape == grid.shape and _is_identity(labels.grid)
-    if differences and not has_identity:
-        raise SamnnError(f"{path}: does not lie on the grid of {image.name}: {'; '.join(differences)}.")
-    return labels.voxels, has_identity
+def _read(reader: Callable[[Path], Volume], path: Path, problems: list[str]) -> Volume | None:
+    """Read a volume; if it cannot be read, enter why into `problems`."""
+    try:
+        return reader(path)
+    except SamnnError as problem:
+        problems.append(str(problem))
+        return None
+
+
+def _takes_grid(grid: Grid, image: Grid) -> bool:
+    """Whether labels on `grid` belong on the image's: it is the same, or an identity affine of the same shape."""
+    return not image.differences(grid) or (grid.shape == image.shape and _is_identity(grid))
 
 
 def _is_identity(grid: Grid) -> bool:
@@ -281,17 +302,10 @@ def _settle(patient: Patient, choice: str) -> str:
     return f"--heart-for {shlex.quote(f'{patient.name}={choice}')}"
 
 
-def _true_heart(labels: np.ndarray, path: Path) -> np.ndarray:
-    """The heart in a label map, or the one structure in a mask."""
+def _true_heart(labels: np.ndarray) -> np.ndarray:
+    """The heart in a label map, or the one structure in a mask; empty if there is neither."""
     values = set(np.unique(labels).tolist()) - {0}
-    if HEART not in values and len(values) != 1:
-        raise SamnnError(f"{path}: holds labels {sorted(values)}; expected the true heart as label {HEART}.")
-    return labels == (HEART if HEART in values else values.pop())
-
-
-def _compare(truth: np.ndarray, heart: np.ndarray, grid: Grid) -> dict[str, float]:
-    iou, distance_mm = _heart.agreement(truth, heart, grid)
-    return {"iou": round(iou, 5), "centroid_distance_mm": round(distance_mm, 3)}
+    return labels == (values.pop() if len(values) == 1 else HEART)
 
 
 def _write(dataset: _layout.RawDataset, finding: Finding, source: Path) -> dict[str, Any]:
@@ -358,9 +372,9 @@ def _print_report(findings: Sequence[Finding]) -> None:
         if finding.patient.test:
             reasons.insert(0, "test patient")
         table.add_row(
-            finding.patient.name,
+            Text(finding.patient.name),
             finding.heart,
-            "; ".join(filter(None, reasons)),
+            Text("; ".join(filter(None, reasons)), style="yellow" if finding.notes else ""),
             "none" if finding.patient.labels is None else "rewritten" if finding.rewrite else "copied",
         )
     Console().print(table)

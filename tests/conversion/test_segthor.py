@@ -136,6 +136,13 @@ def test_the_outcome_is_compared_with_the_true_heart(segthor, tmp_path, is_mask)
     assert check["iou"] > 0.98 and check["centroid_distance_mm"] < 0.5
 
 
+def test_an_outcome_unlike_the_true_heart_is_noted(segthor, tmp_path):
+    save(segthor / "train/Patient_02/GT2.nii.gz", tamper(thorax(24)[1]))
+    convert(segthor, 55, output=tmp_path)
+    case = record(tmp_path / "Dataset055_SegTHOR")["cases"]["Patient_02"]
+    assert case["heart"]["against_true_heart"]["iou"] < 0.5 and "GT2" in case["notes"][0]
+
+
 def test_keep_leaves_a_displaced_heart_where_it_is(segthor, tmp_path):
     convert(segthor, 55, output=tmp_path, heart=Heart.keep)
     written = tmp_path / "Dataset055_SegTHOR/labelsTr/Patient_01.nii.gz"
@@ -225,15 +232,15 @@ def test_the_labels_of_a_test_patient_are_kept_for_evaluation(segthor, tmp_path)
 
 
 def test_names_with_spaces_and_letters_of_any_language_work(segthor, samnn, tmp_path):
-    odd = tmp_path / "Müller's Daten 心"
+    odd = tmp_path / "Müller's Daten [b] 心"
     segthor.rename(odd)
     (odd / "train/Patient_01").rename(odd / "train/Pätient 1")
     (odd / "train/Pätient 1/Patient_01.nii.gz").rename(odd / "train/Pätient 1/Pätient 1.nii.gz")
     done = samnn(
-        "convert", "segthor", odd, "-d", 7, "-o", tmp_path / "raw ö", "--heart-for", "Pätient 1=repair"
+        "convert", "segthor", odd, "-d", 7, "-o", tmp_path / "raw [ö]", "--heart-for", "Pätient 1=repair"
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "raw ö/Dataset007_SegTHOR/labelsTr/Pätient 1.nii.gz").is_file()
+    assert (tmp_path / "raw [ö]/Dataset007_SegTHOR/labelsTr/Pätient 1.nii.gz").is_file()
 
 
 def test_a_dry_run_prints_the_decisions_and_writes_nothing(segthor, samnn, tmp_path):
