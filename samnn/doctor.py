@@ -191,6 +191,12 @@ def _trainers() -> Iterator[Finding]:
     for entry in listed:
         if not Path(entry).is_dir():
             yield Finding(WARNING, EXTERNAL_TRAINERS, f"{entry} is no folder", "Take it out of the list.")
+        names = {path.name for path in Path(entry).glob("trainer_*.py")} & {
+            path.name for path in ours.glob("*.py")
+        }
+        if names and os.path.realpath(entry) != os.path.realpath(ours):
+            found = f"{entry} has {', '.join(sorted(names))} too"
+            yield Finding(WARNING, EXTERNAL_TRAINERS, found, "nnU-Net takes the first in the list: keep one.")
     if not any(os.path.realpath(entry) == os.path.realpath(ours) for entry in listed):
         yield Finding(PROBLEM, EXTERNAL_TRAINERS, f"does not list {ours}", 'eval "$(samnn env)"')
         return

@@ -142,13 +142,13 @@ class GuardedSteps(nnUNetTrainer):
         """Samples per forward pass: the attribute, or for "auto" what fits into the free memory; None: all."""
         if self.micro_batch != "auto":
             return self.micro_batch
-        sample = torch.zeros(
-            (1, self.num_input_channels, *self.configuration_manager.patch_size), device=self.device
+        pair = torch.zeros(  # batch norm refuses a single value per channel, which one small patch may come down to
+            (2, self.num_input_channels, *self.configuration_manager.patch_size), device=self.device
         )
         state = random_state()
         with _frozen_batch_statistics(self.network), self._autocast():
-            # Twice what autograd saves: gradients of activations and workspace live beside them.
-            per_sample = 2 * hardware.saved_activation_bytes(_bare(self.network), sample)
+            # Twice what autograd saves for one: gradients of activations and workspace live beside them.
+            per_sample = hardware.saved_activation_bytes(_bare(self.network), pair)
         set_random_state(state)
         free = hardware.free_memory_bytes(self.device)
         fits = max(1, int(self.memory_share * free / max(per_sample, 1)))
