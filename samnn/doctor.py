@@ -20,6 +20,7 @@ from packaging.version import Version
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from samnn.environment import EXTERNAL_TRAINERS, trainers_folder
 from samnn.errors import SamnnError
@@ -65,7 +66,9 @@ def print_findings(console: Console) -> bool:
     with console.status("looking …"):
         for finding in examine():
             problems += finding.status == PROBLEM
-            table.add_row(styles[finding.status], finding.subject, finding.found, finding.cure)
+            # As text: a path may hold what rich takes for markup.
+            row = (Text(cell) for cell in (finding.subject, finding.found, finding.cure))
+            table.add_row(styles[finding.status], *row)
     console.print(table)
     console.print(f"{problems} problem(s)" if problems else "Ready to train.")
     return problems == 0

@@ -35,9 +35,9 @@ class Option:
         if self.attribute is None:
             return {}
         number = match.group(1)
-        if str(int(number)) != number or int(number) < self.minimum:
+        if len(number) > 9 or str(int(number)) != number or int(number) < self.minimum:
             raise SamnnError(
-                f"_{word}: write the number without leading zeros, {self.minimum} or larger (_{self.suffix})."
+                f"_{word[:40]}: _{self.suffix} takes a number from {self.minimum} to 999999999, without leading zeros."
             )
         return {self.attribute: int(number)}
 

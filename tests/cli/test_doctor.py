@@ -65,6 +65,11 @@ def test_a_second_copy_of_our_trainers_is_noticed(folders: dict[str, str], tmp_p
     assert "planning crashes" in done.stdout
 
 
+def test_a_path_that_looks_like_markup_is_printed_as_it_is(folders: dict[str, str], tmp_path: Path) -> None:
+    done = doctor(**folders | {"nnUNet_raw": f"{tmp_path}/a[/b]"})
+    assert f"{tmp_path}/a[/b]" in done.stdout
+
+
 def test_trainers_lists_names_and_suffixes() -> None:
     done = doctor("--trainers")
     assert done.returncode == 0

@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from samnn.training import resume
+
 NAME = "nnUNetTrainerENet_3epochs_8iters_seed3"
 FINAL = "checkpoint_final.pth"
 
@@ -171,10 +173,12 @@ def test_a_stock_checkpoint_can_be_continued(make_trainer: Callable, tmp_path: P
     )
 
 
-def test_the_log_says_when_the_run_will_end(make_trainer: Callable, tmp_path: Path) -> None:
-    trainer = make_trainer("nnUNetTrainerENet_2epochs_51iters_seed0")
+def test_the_log_says_when_the_run_will_end(
+    make_trainer: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resume, "FORECAST_AFTER", 3)  # 50 take long here
+    trainer = make_trainer("nnUNetTrainerENet_2epochs_2iters_seed0")
     trainer.output_folder = str(tmp_path)
-    trainer.num_val_iterations_per_epoch = 1
     trainer.run_training()
     log = Path(trainer.log_file).read_text()
-    assert log.count("per epoch; the remaining 2 epochs end around") == 1
+    assert log.count("per epoch; the remaining 1 epochs end around") == 1

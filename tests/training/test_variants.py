@@ -39,8 +39,9 @@ def test_an_option_of_the_name_wins_over_the_architecture() -> None:
         ("nnUNetTrainerUNet_PolyWarmup_CosineWarmup", "exclude each other"),
         ("nnUNetTrainerUNet_5epochs_6epochs", "exclude each other"),
         ("nnUNetTrainerUNet_GDL_GDL", "exclude each other"),
-        ("nnUNetTrainerUNet_010epochs", "without leading zeros"),
-        ("nnUNetTrainerUNet_0epochs", "1 or larger"),
+        ("nnUNetTrainerUNet_010epochs", "_010epochs: _<N>epochs takes a number from 1"),
+        ("nnUNetTrainerUNet_0epochs", "_0epochs: _<N>epochs takes a number from 1"),
+        ("nnUNetTrainerUNet_seed" + "1" * 5000, "_seed<N> takes a number from 0"),
         ("nnUNetTrainerUNet_epochs", "unknown suffix _epochs"),
     ],
 )
