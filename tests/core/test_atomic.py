@@ -7,10 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
+import SimpleITK
 
-from samnn.atomic import OLD_PREFIX, PART_PREFIX, whole_file, whole_folder, write_json
+from samnn.atomic import LOCK_PREFIX, OLD_PREFIX, PART_PREFIX, whole_file, whole_folder, write_json
 from samnn.errors import SamnnError
 
 
@@ -28,11 +32,16 @@ def content(target):
     return (target / "inner" / "file").read_text()
 
 
-def dead_process():
-    """The number of a process that has ended."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+def run_until_killed(folder, code):
+    """Run code in a process of its own that kills itself with SIGKILL as its last act."""
+    code = f"import os, signal; from pathlib import Path; from samnn.atomic import *\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder)
+    assert done.returncode == -signal.SIGKILL
+
+
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+WRITE_HALF = f"with whole_file(Path('a')) as part:\n    part.write_text('half'); {KILL}"
+FILL_HALF = f"with whole_folder(Path('a'), overwrite=True) as part:\n    (part / 'half').touch(); {KILL}"
 
 
 def test_a_file_appears_when_its_block_ends(tmp_path):
@@ -51,17 +60,63 @@ def test_an_error_leaves_the_old_file_and_no_part(tmp_path, error):
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
 
 
-def test_a_killed_process_leaves_the_old_file(tmp_path):
+def test_a_killed_process_leaves_the_old_file_and_its_part_goes_with_the_next_write(tmp_path):
     (tmp_path / "a").write_text("old")
-    code = (
-        "import os, signal; from pathlib import Path; from samnn.atomic import whole_file\n"
-        "with whole_file(Path('a')) as part:\n"
-        "    part.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path)
-    assert done.returncode == -signal.SIGKILL
+    run_until_killed(tmp_path, WRITE_HALF)
     assert (tmp_path / "a").read_text() == "old"
-    assert [name for name in names(tmp_path) if not name.startswith(PART_PREFIX)] == ["a"]
+    assert len(names(tmp_path)) == 2 and names(tmp_path)[0].startswith(PART_PREFIX)
+    with whole_file(tmp_path / "a") as part:
+        part.write_text("new")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "new"
+
+
+def test_two_writers_of_a_file_do_not_mix_and_the_last_one_wins(tmp_path):
+    with whole_file(tmp_path / "a") as first:
+        first.write_text("first, longer")
+        with whole_file(tmp_path / "a") as second:
+            second.write_text("second")
+        assert first.exists() and (tmp_path / "a").read_text() == "second"
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "first, longer"
+
+
+def write_torch(part):
+    pytest.importorskip("torch").save({"a": 1}, part)
+
+
+def write_table(part):
+    pytest.importorskip("pandas").DataFrame({"a": [1]}).to_csv(part)
+
+
+def write_simpleitk(part):
+    SimpleITK.WriteImage(SimpleITK.Image(4, 4, 4, SimpleITK.sitkInt16), str(part), useCompression=True)
+
+
+def write_nibabel(part):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), part)
+
+
+def write_picture(part):
+    matplotlib = pytest.importorskip("matplotlib.figure")
+    matplotlib.Figure().savefig(part)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.pth", write_torch),
+        ("a.csv", write_table),
+        ("a.nii.gz", write_simpleitk),
+        ("a.nrrd", write_simpleitk),
+        ("a.mha", write_simpleitk),
+        ("a.nii.gz", write_nibabel),
+        ("a.png", write_picture),
+    ],
+)
+def test_our_writers_write_into_the_locked_file_and_do_not_replace_it(tmp_path, name, write):
+    with whole_file(tmp_path / name) as part:
+        before = part.stat().st_ino
+        write(part)
+        assert part.stat().st_ino == before and part.stat().st_size > 0
 
 
 @pytest.mark.parametrize("where", ["no/such/folder/a", "file/a"])
@@ -75,6 +130,12 @@ def test_json_is_readable_by_people(tmp_path):
     write_json(tmp_path / "a.json", {"name": "Müller"})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert "Müller" in text and text.endswith("}\n") and json.loads(text) == {"name": "Müller"}
+
+
+def test_json_without_nan_is_written_or_none_at_all(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert names(tmp_path) == []
 
 
 def test_a_folder_appears_when_its_block_ends_and_parents_are_made(tmp_path):
@@ -104,14 +165,33 @@ def test_an_error_leaves_the_old_folder_and_no_part(tmp_path, error):
     assert names(tmp_path) == ["a"] and content(tmp_path / "a") == "old"
 
 
-def test_the_leftover_of_a_dead_process_is_cleared_and_that_of_a_live_one_is_not(tmp_path):
-    live = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    parts = [f"{PART_PREFIX}{pid}-{name}" for pid in (dead_process(), live.pid) for name in ("a", "b")]
-    for part in parts:
-        (tmp_path / part).mkdir()
-    fill(tmp_path / "a", "new")
-    live.communicate(b"\n")
-    assert names(tmp_path) == sorted(["a", *parts[1:]])  # "b" is another folder's business
+def test_the_leftover_of_a_killed_process_is_cleared(tmp_path):
+    fill(tmp_path / "a", "old")
+    run_until_killed(tmp_path, FILL_HALF)
+    assert names(tmp_path) == [f"{LOCK_PREFIX}a", f"{PART_PREFIX}a", "a"] and content(tmp_path / "a") == "old"
+    fill(tmp_path / "a", "new", overwrite=True)
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["inner"]
+
+
+def test_a_folder_that_another_process_writes_is_refused_and_that_one_ends_undisturbed(tmp_path):
+    with whole_folder(tmp_path / "a") as folder:
+        (folder / "file").write_text("first")
+        done = subprocess.run(
+            [sys.executable, "-c", FILL_ELSEWHERE], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 1 and "another process is writing it" in done.stderr
+    assert names(tmp_path) == ["a"] and names(tmp_path / "a") == ["file"]
+
+
+FILL_ELSEWHERE = "from samnn.atomic import *\nwith whole_folder(Path('a')) as folder: (folder / 'b').touch()"
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")], ids=["file", "link"])
+def test_a_target_that_is_no_folder_is_refused_at_the_start_and_stays(tmp_path, make):
+    make(tmp_path / "a")
+    with pytest.raises(SamnnError, match="not a folder"):
+        fill(tmp_path / "a", "new", overwrite=True)
+    assert names(tmp_path) == ["a"] and not (tmp_path / "a").is_dir()
 
 
 def test_a_process_killed_between_moving_old_away_and_new_in_loses_nothing(tmp_path):
@@ -119,7 +199,7 @@ def test_a_process_killed_between_moving_old_away_and_new_in_loses_nothing(tmp_p
     for overwrite in (False, True):
         fill(tmp_path / "a", "old", overwrite=True)
         os.rename(tmp_path / "a", tmp_path / f"{OLD_PREFIX}a")
-        fill(tmp_path / f"{PART_PREFIX}{dead_process()}-a", "whole but not yet renamed")
+        fill(tmp_path / f"{PART_PREFIX}a", "whole but not yet renamed")
         if overwrite:
             fill(tmp_path / "a", "new", overwrite=True)
         else:
