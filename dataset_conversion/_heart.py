@@ -21,6 +21,7 @@ LUNG_BELOW_HU = -300  # midway between the fat around a heart (-100) and lung (-
 MOST_LUNG_IN_A_HEART = 0.10
 MOST_OUTSIDE = 0.01
 LEAST_GAP = 0.03
+LEAST_LEFT = 0.90  # a real heart keeps 99 % of its voxels; nearest neighbour can erase one of a few voxels
 
 
 def displacement(shape: tuple[int, ...]) -> np.ndarray:
@@ -57,6 +58,11 @@ def outside(heart: np.ndarray) -> float:
     return float(((sources < 0) | (sources >= heart.shape)).any(axis=1).mean())
 
 
+def left(heart: np.ndarray) -> float:
+    """Voxels of a mask after moving it back, as a fraction of those before."""
+    return np.count_nonzero(move_back(heart)) / np.count_nonzero(heart)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the image says about a heart: `repair`, `keep`, or None where it does not say."""
@@ -73,6 +79,10 @@ def judge(image_hu: np.ndarray, heart: np.ndarray) -> Verdict:
     lost = outside(heart)
     if lost > MOST_OUTSIDE:
         return Verdict("keep", f"moved back, {lost:.0%} would leave the volume: not displaced")
+    if left(heart) < LEAST_LEFT:
+        return Verdict(
+            None, f"moved back, {left(heart):.0%} of its {np.count_nonzero(heart)} voxels would be left"
+        )
     as_is, moved_back = (
         float((image_hu[mask.astype(bool)] < LUNG_BELOW_HU).mean()) for mask in (heart, move_back(heart))
     )

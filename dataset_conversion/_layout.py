@@ -13,12 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 
-from samnn.atomic import whole_folder, write_json
+from samnn.atomic import only_writer, whole_folder, write_json
 from samnn.errors import SamnnError
 from samnn.io import write_like
 
 RAW_VARIABLE = "nnUNet_raw"
+
+
+def named_path(text: str) -> Path:
+    """A path of the command line. Path("") would be the current folder, which `"$UNSET"` does not mean.
+
+    Raises:
+        typer.BadParameter: the text is empty.
+    """
+    if not text:
+        raise typer.BadParameter("is empty. Is a variable not set? Write . for the current folder.")
+    return Path(text)
 
 
 def raw_root(output: Path | None) -> Path:
@@ -37,12 +49,13 @@ def raw_root(output: Path | None) -> Path:
     return Path(os.environ[RAW_VARIABLE])
 
 
-def dataset_folder(root: Path, dataset_id: int, name: str, *, overwrite: bool) -> Path:
-    """Where the dataset goes, `root`/DatasetXXX_NAME.
+def dataset_folder(root: Path, dataset_id: int, name: str, *, source: Path, overwrite: bool) -> Path:
+    """Where the dataset goes, `root`/DatasetXXX_NAME; whatever speaks against writing it is found before any work.
 
     Raises:
-        SamnnError: the number or name is not one nnU-Net takes, the number is taken by another dataset, or the
-            dataset exists and `overwrite` is not set.
+        SamnnError: the number or name is not one nnU-Net takes, the number is taken by another dataset, the
+            dataset exists and `overwrite` is not set, it and `source` would lie in one another, or nothing can be
+            written to `root`.
     """
     if not 1 <= dataset_id <= 999:
         raise SamnnError(f"dataset ID {dataset_id}: nnU-Net takes numbers from 1 to 999.")
@@ -51,21 +64,67 @@ def dataset_folder(root: Path, dataset_id: int, name: str, *, overwrite: bool) -
             f"dataset name {name!r}: use letters, digits, - and _ only; folders are named by it."
         )
     target = root / f"Dataset{dataset_id:03d}_{name}"
-    others = [path.name for path in root.glob(f"Dataset{dataset_id:03d}_*") if path.name != target.name]
-    if others:
-        raise SamnnError(
-            f"{root}: ID {dataset_id} is taken by {', '.join(sorted(others))}. Choose another with -d."
-        )
-    if target.exists() and not overwrite:
-        raise SamnnError(f"{target}: exists already. Add --overwrite to replace it.")
+    try:
+        refuse_overlap(source, target)
+        _refuse_unwritable(root)
+        _refuse_taken_id(target)
+        if os.path.lexists(target) and not target.is_dir():
+            raise SamnnError(f"{target}: exists and is not a folder. Move it away.")
+        if target.exists() and not overwrite:
+            raise SamnnError(f"{target}: exists already. Add --overwrite to replace it.")
+    except OSError as error:
+        raise SamnnError(f"{target}: cannot be looked up ({error.strerror}).") from error
     return target
+
+
+def refuse_overlap(source: Path, target: Path) -> None:
+    """Refuse a target in the source, where it would lie among the patients, and a source that it would replace.
+
+    Raises:
+        SamnnError: links resolved, they are the same or one lies in the other.
+    """
+    inner, outer = (Path(os.path.realpath(path)) for path in (source, target))
+    if inner.is_relative_to(outer) or outer.is_relative_to(inner):
+        raise SamnnError(
+            f"{target}: lies in the source {source}, or the source in it. Name a folder elsewhere with --output."
+        )
 
 
 @contextmanager
 def new_dataset(target: Path, *, overwrite: bool = False) -> Iterator[RawDataset]:
-    """Yield a dataset to fill; it appears at `target` when the block ends without error, whole or not at all."""
-    with whole_folder(target, overwrite=overwrite) as folder:
-        yield RawDataset(folder)
+    """Yield a dataset to fill; it appears at `target` when the block ends without error, whole or not at all.
+
+    Raises:
+        SamnnError: another process is writing a dataset of this number, or as `dataset_folder`.
+    """
+    with only_writer(target.with_name(_number(target))):
+        _refuse_taken_id(target)
+        with whole_folder(target, overwrite=overwrite) as folder:
+            yield RawDataset(folder)
+
+
+def _number(target: Path) -> str:
+    return target.name.partition("_")[0]
+
+
+def _refuse_taken_id(target: Path) -> None:
+    others = [path.name for path in target.parent.glob(f"{_number(target)}_*") if path.name != target.name]
+    if others:
+        raise SamnnError(
+            f"{target.parent}: {_number(target)} is taken by {', '.join(sorted(others))}. Choose another ID with -d."
+        )
+
+
+def _refuse_unwritable(root: Path) -> None:
+    existing = next(path for path in (root, *root.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise SamnnError(
+            f"{root}: cannot be written to, {existing} is not a folder. Name another with --output."
+        )
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise SamnnError(
+            f"{root}: cannot be written to, {existing} is read-only. Name another with --output."
+        )
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,11 +22,11 @@ from samnn.geometry import Grid
 from samnn.io import Volume, read_labels, read_volume, stores_integers
 
 from . import _heart, _layout
+from ._segthor_folder import Patient, find_patients
 
 LABELS = {"background": 0, "esophagus": 1, "heart": 2, "trachea": 3, "aorta": 4}
 HEART = LABELS["heart"]
 LEAST_IOU_WITH_TRUE_HEART = 0.95
-EXPECTED = "Expected train/Patient_XX/{Patient_XX.nii.gz, GT.nii.gz} and test/Patient_YY.nii.gz."
 
 
 class Heart(str, Enum):
@@ -41,14 +39,26 @@ class Heart(str, Enum):
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="The SegTHOR folder, with train/ and test/ inside.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="The SegTHOR folder, with train/ and test/ inside.",
+            parser=_layout.named_path,
+        ),
     ],
     dataset_id: Annotated[
         int, typer.Option("--dataset-id", "-d", help="Number of the new dataset, 1 to 999.")
     ],
     name: Annotated[str, typer.Option(help="Name of the new dataset, after its number.")] = "SegTHOR",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of raw datasets.  [default: $nnUNet_raw]")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="Folder of raw datasets.  [default: $nnUNet_raw]",
+            parser=_layout.named_path,
+        ),
     ] = None,
     heart: Annotated[
         Heart,
@@ -85,22 +95,25 @@ def convert(
 
         samnn convert segthor ~/segthor -d 55 --heart-for Patient_17=repair --overwrite
     """
-    target = _layout.dataset_folder(_layout.raw_root(output), dataset_id, name, overwrite=overwrite)
-    patients, problems = _find_patients(source)
-    choices = {patient.name: heart.value for patient in patients}
-    problems += _choose_one_by_one(choices, heart_for or [])
+    target = _layout.dataset_folder(
+        _layout.raw_root(output), dataset_id, name, source=source, overwrite=overwrite
+    )
+    patients, problems = find_patients(source)
+    for file in (file for patient in patients for file in patient.files):
+        _layout.refuse_overlap(file, target)
+    chosen = _choices(patients, heart_for or [], problems)
     errors = Console(stderr=True)
     findings = []
     for patient in track(patients, "Checking", console=errors, transient=True):
         try:
-            findings.append(_inspect(patient, choices[patient.name]))
+            findings.append(_inspect(patient, chosen.get(patient.name, heart.value)))
         except SamnnError as problem:
             problems += getattr(problem, "problems", [str(problem)])
     problems += _unclear(findings)
     if problems:
         raise Problems(f"{source}: nothing was converted, {len(problems)} problem(s):", problems)
-    _print_report(findings)
     if dry_run:
+        _print_report(findings, f"{len(findings)} patients checked, nothing written")
         return
     with _layout.new_dataset(target, overwrite=overwrite) as dataset:
         cases = {
@@ -117,18 +130,8 @@ def convert(
                 "cases": cases,
             },
         )
-    typer.echo(f"{len(findings)} patients written to {target}")
-
-
-@dataclass(frozen=True)
-class Patient:
-    """The files of one patient; the challenge's test patients have no labels."""
-
-    name: str
-    image: Path
-    labels: Path | None
-    true_heart: Path | None
-    test: bool
+    # printed last: a table that nobody takes must not cost the dataset
+    _print_report(findings, f"{len(findings)} patients written to {target}")
 
 
 @dataclass
@@ -144,72 +147,20 @@ class Finding:
     notes: list[str] = field(default_factory=list)
 
 
-def _find_patients(source: Path) -> tuple[list[Patient], list[str]]:
-    """List the patients of a SegTHOR folder, and what is wrong with their files' names."""
-    if not source.is_dir():
-        raise SamnnError(f"{source}: no such folder. {EXPECTED}")
-    train = source / "train" if (source / "train").is_dir() else source
-    test = source / "test"
-    folders = [(folder, False) for folder in _visible(train) if folder.is_dir() and folder != test]
-    singles: list[Path] = []
-    if test.is_dir():
-        folders += [(folder, True) for folder in _visible(test) if folder.is_dir()]
-        singles = [file for file in _visible(test) if file.name.endswith((".nii", ".nii.gz"))]
-    patients, problems = [], []
-    for folder, is_test in folders:
-        image, labels, true_heart = (
-            folder / file for file in (f"{folder.name}.nii.gz", "GT.nii.gz", "GT2.nii.gz")
-        )
-        missing = [file.name for file in (image, labels) if not file.is_file()]
-        if missing:
-            problems.append(
-                f"{folder}: {' and '.join(missing)} missing. Add the file or move the folder away."
-            )
-        else:
-            patients.append(
-                Patient(folder.name, image, labels, true_heart if true_heart.is_file() else None, is_test)
-            )
-    for file in singles:
-        if file.name.endswith(".nii.gz"):
-            patients.append(Patient(file.name.removesuffix(".nii.gz"), file, None, None, True))
-        elif not file.with_name(file.name + ".gz").exists():
-            problems.append(f"{file}: is not compressed. Expected {file.name}.gz.")
-    if not patients and not problems:
-        raise SamnnError(f"{source}: no patients found. {EXPECTED}")
-    return patients, problems + _duplicates(patients)
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def _duplicates(patients: Sequence[Patient]) -> list[str]:
-    """Names that differ only in case, Unicode form or leading zeros, or occur in both training and test."""
-
-    def key(patient: Patient) -> str:
-        words = unicodedata.normalize("NFC", patient.name).casefold().split("_")
-        return "_".join(word.lstrip("0") or "0" if word.isdigit() else word for word in words)
-
-    counts = Counter(map(key, patients))
-    return [
-        f"{', '.join(str(p.image) for p in patients if key(p) == twice)}: the same patient {count} times. Keep one."
-        for twice, count in counts.items()
-        if count > 1
-    ]
-
-
-def _choose_one_by_one(choices: dict[str, str], heart_for: Sequence[str]) -> list[str]:
-    """Enter PATIENT=repair|keep into `choices`; return what cannot be understood."""
-    problems = []
+def _choices(patients: Sequence[Patient], heart_for: Sequence[str], problems: list[str]) -> dict[str, str]:
+    """What PATIENT=repair|keep say of single patients; what cannot be done goes to `problems`."""
+    named, chosen = {patient.name: patient for patient in patients}, {}
     for entry in heart_for:
         name, _, choice = entry.rpartition("=")
         if choice not in ("repair", "keep"):
             problems.append(f"--heart-for {entry}: write PATIENT=repair or PATIENT=keep.")
-        elif name not in choices:
+        elif name not in named:
             problems.append(f"--heart-for {entry}: no such patient.")
-        else:
-            choices[name] = choice
-    return problems
+        elif named[name].labels is None:
+            problems.append(f"--heart-for {entry}: this patient has no labels, so no heart to decide on.")
+        elif chosen.setdefault(name, choice) != choice:
+            problems.append(f"--heart-for {entry}: contradicts {name}={chosen[name]}. Keep one of them.")
+    return chosen
 
 
 def _inspect(patient: Patient, choice: str) -> Finding:
@@ -296,6 +247,11 @@ def _decide(finding: Finding, choice: str, image_hu: np.ndarray, heart: np.ndarr
             f"{finding.patient.labels}: moved back, {_heart.outside(heart):.0%} of the heart would leave the volume, "
             f"so it was not displaced in this way. Use {_settle(finding.patient, 'keep')}."
         )
+    elif choice == "repair" and _heart.left(heart) < _heart.LEAST_LEFT:
+        raise SamnnError(
+            f"{finding.patient.labels}: moved back, {_heart.left(heart):.0%} of the {np.count_nonzero(heart)} voxels "
+            f"of the heart would be left. Use {_settle(finding.patient, 'keep')}."
+        )
 
 
 def _settle(patient: Patient, choice: str) -> str:
@@ -359,7 +315,7 @@ def _unclear(findings: Sequence[Finding]) -> list[str]:
     ]
 
 
-def _print_report(findings: Sequence[Finding]) -> None:
+def _print_report(findings: Sequence[Finding], outcome: str) -> None:
     table = Table(Column("patient", no_wrap=True), "heart", "why", "labels", title="SegTHOR")
     for finding in findings:
         reasons = [finding.because, *finding.notes]
@@ -377,4 +333,9 @@ def _print_report(findings: Sequence[Finding]) -> None:
             Text("; ".join(filter(None, reasons)), style="yellow" if finding.notes else ""),
             "none" if finding.patient.labels is None else "rewritten" if finding.rewrite else "copied",
         )
-    Console().print(table)
+    try:
+        console = Console()
+        console.print(table)
+        console.print(Text(outcome), soft_wrap=True)
+    except (OSError, UnicodeError) as error:
+        raise SamnnError(f"{outcome}, but the table cannot be printed ({error}).") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def read_volume(path: Path) -> Volume:
     """Read a scalar volume with its voxels as stored (slope and intercept applied).
 
     Raises:
-        SamnnError: as `read_grid`, or the voxel data is truncated, corrupt or not scalar.
+        SamnnError: as `read_grid`, or the voxel data is truncated, corrupt, not scalar, complex, NaN or infinite.
     """
     _refuse_misleading(path)
     _refuse_incomplete(path)
@@ -60,23 +61,31 @@ def read_volume(path: Path) -> Volume:
         raise SamnnError(
             f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one."
         )
-    return Volume(SimpleITK.GetArrayFromImage(image).transpose(), _grid(path, image))
+    voxels = SimpleITK.GetArrayFromImage(image).transpose()
+    if np.iscomplexobj(voxels):
+        raise SamnnError(
+            f"{path}: holds complex numbers; expected real ones. Export its magnitude or real part."
+        )
+    if np.issubdtype(voxels.dtype, np.floating):
+        # SimpleITK reads the NaN voxels of a NIfTI file as zeros in silence
+        stored = np.asarray(_nifti(path).dataobj) if _is_nifti(path) else voxels
+        if not np.isfinite(stored).all():
+            raise SamnnError(f"{path}: holds NaN or infinite voxels. Export it again, or give them a value.")
+    return Volume(voxels, _grid(path, image))
 
 
 def read_labels(path: Path) -> Volume:
     """Read a label map; whole numbers stored as floats become integers.
 
     Raises:
-        SamnnError: as `read_volume`, or a voxel is NaN or not a whole number.
+        SamnnError: as `read_volume`, or a voxel is not a whole number of at most 32 bits.
     """
     volume = read_volume(path)
     voxels = volume.voxels
     if np.issubdtype(voxels.dtype, np.integer):
         return volume
-    # SimpleITK reads the NaN voxels of a NIfTI file as zeros in silence
-    stored = np.asarray(_nifti(path).dataobj) if _is_nifti(path) else voxels
-    if not np.isfinite(stored).all():
-        raise SamnnError(f"{path}: holds NaN or infinite voxels; a label map needs whole numbers.")
+    if np.abs(voxels).max() >= 2**31:
+        raise SamnnError(f"{path}: holds a value of {np.abs(voxels).max():g}. Is it a label map?")
     whole = voxels.astype(np.int64)
     if not np.array_equal(whole, voxels):
         raise SamnnError(
@@ -91,6 +100,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     Raises:
         SamnnError: the target cannot be written.
     """
+    _refuse_other_bytes(path)
     grid = volume.grid
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose()))
     image.SetSpacing(grid.spacing_mm)
@@ -107,16 +117,19 @@ def write_volume(path: Path, volume: Volume) -> None:
 def write_like(path: Path, voxels: np.ndarray, *, like: Path) -> None:
     """Write `voxels` under the NIfTI header of `like`: its sform, qform and units stay to the bit.
 
+    Axes of one voxel at the end of the header's shape, which SimpleITK leaves out, stay too.
+
     Raises:
         SamnnError: the target cannot be written, or the shapes differ.
     """
     template = _nifti(like)
-    if voxels.shape != template.shape:
+    ones = (1,) * (len(template.shape) - voxels.ndim)
+    if voxels.shape + ones != template.shape:
         raise SamnnError(f"{path}: shape {voxels.shape} does not fit the header of {like}, {template.shape}.")
     header = template.header.copy()
     header.set_data_dtype(voxels.dtype)
     with whole_file(path) as part:
-        nibabel.save(type(template)(voxels, template.affine, header), part)
+        nibabel.save(type(template)(voxels.reshape(template.shape), template.affine, header), part)
 
 
 def stores_integers(path: Path) -> bool:
@@ -140,7 +153,12 @@ def _refuse_misleading(path: Path) -> None:
 
     It returns x.nii for x.nii.gz, and reads a NaN spacing as 1 and a NaN offset as 0, all without a word.
     """
-    if not path.is_file():
+    _refuse_other_bytes(path)
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name too long, a folder without permission
+        raise SamnnError(f"{path}: cannot be looked up ({error.strerror}).") from error
+    if not is_file:
         raise SamnnError(f"{path}: no such file.")
     if path.name.endswith(".nii.gz") and path.with_suffix("").exists():
         raise SamnnError(
@@ -149,6 +167,8 @@ def _refuse_misleading(path: Path) -> None:
         )
     if not _is_nifti(path):
         return
+    if path.name.endswith(".gz") and _is_bare_nifti(path):
+        raise SamnnError(f"{path}: is not compressed. Compress it with gzip, or rename it to {path.stem}.")
     header = _nifti(path).header
     geometry = [*header["pixdim"][1 : 1 + len(header.get_data_shape())]]
     if header["sform_code"] > 0:
@@ -160,6 +180,15 @@ def _refuse_misleading(path: Path) -> None:
         raise SamnnError(
             f"{path}: its affine or spacing holds NaN or infinity. Its header is damaged; export it again."
         )
+
+
+def _refuse_other_bytes(path: Path) -> None:
+    """Refuse a name that is not UTF-8: SimpleITK aborts the whole process on it."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        name = os.fsencode(path).decode(errors="backslashreplace")
+        raise SamnnError(f"{name}: its name is not UTF-8. Rename it.") from error
 
 
 def _refuse_incomplete(path: Path) -> None:
@@ -178,6 +207,13 @@ def _refuse_incomplete(path: Path) -> None:
 
 def _is_nifti(path: Path) -> bool:
     return path.name.endswith((".nii", ".nii.gz"))
+
+
+def _is_bare_nifti(path: Path) -> bool:
+    """Whether a file starts with the header of NIfTI-1 or -2, uncompressed."""
+    with open(path, "rb") as file:
+        start = file.read(348)
+    return start[344:347] == b"n+1" or start[4:7] == b"n+2"
 
 
 def _nifti(path: Path) -> Nifti1Pair:

@@ -254,6 +254,6 @@ def test_killed_at_any_moment_and_run_again_it_ends_as_one_clean_run(many_patien
             process.wait()
         time.sleep(0.001)
     assert process.returncode == -signal.SIGKILL, "the conversion ended before it could be killed"
-    assert {name: content for name, content in files(raw).items() if not name.startswith(".part-")} == old
+    assert {name: content for name, content in files(raw).items() if not name.startswith(".")} == old
     convert(many_patients, 55, output=raw, overwrite=True)
     assert files(raw) == files(clean)
