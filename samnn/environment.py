@@ -40,7 +40,8 @@ def settings(environment: Mapping[str, str], root: Path | None = None, *, force:
     Folders that `environment` names already stay, and a note says so, unless `force`.
 
     Raises:
-        SamnnError: `root` or a folder below it is a file; the trainers are not installed or cannot be listed.
+        SamnnError: `root`, or a folder above or below it, is a file; it has an unknown ~user; the trainers are not
+            installed or cannot be listed.
     """
     ours = str(trainers_folder())
     listed = [entry for entry in environment.get(EXTERNAL_TRAINERS, "").split(os.pathsep) if entry.strip()]
@@ -50,12 +51,17 @@ def settings(environment: Mapping[str, str], root: Path | None = None, *, force:
     if root is None:
         return result
 
-    root = Path(os.path.abspath(root.expanduser()))
+    try:
+        root = Path(os.path.abspath(root.expanduser()))
+    except RuntimeError as error:
+        raise SamnnError(f"{root}: there is no such user. Name another ROOT.") from error
     if not os.path.exists(root):
         result.notes.append(f"{root} does not exist yet; the first command that writes there makes it.")
     for variable, name in FOLDERS.items():
         folder = root / name
-        in_the_way = next((p for p in (root, folder) if os.path.exists(p) and not os.path.isdir(p)), None)
+        in_the_way = next(
+            (p for p in (*root.parents, root, folder) if os.path.exists(p) and not os.path.isdir(p)), None
+        )
         if in_the_way:
             raise SamnnError(f"{in_the_way}: is a file; samnn env needs a folder. Name another ROOT.")
         present = environment.get(variable)

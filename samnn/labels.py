@@ -50,6 +50,8 @@ class LabelSet:
         ignore = None
         for name, value in labels.items():
             values = _values(name, value, source)
+            if str(name) != str(name).encode("utf-8", "replace").decode():
+                raise SamnnError(f"{source}: label {name!r} holds half a character; write it as UTF-8.")
             if (name == "background") != (values == (0,)) or (0 in values and len(values) > 1):
                 raise SamnnError(
                     f"{source}: label {name!r} has value {value!r}; 0 is for 'background' and only for it."
@@ -78,14 +80,14 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError as error:
         raise SamnnError(
             f"{path}: not found. It holds the class names; nnU-Net raw folders have one."
         ) from error
     except OSError as error:
         raise SamnnError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SamnnError(f"{path}: not valid JSON ({error}). Restore it from the raw dataset.") from error
     if not isinstance(content, dict):
         raise SamnnError(f"{path}: is not a JSON object. See nnU-Net's dataset format.")

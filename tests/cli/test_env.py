@@ -123,6 +123,20 @@ def test_a_file_in_the_way_is_refused_without_a_line_to_evaluate(tmp_path, taken
     assert f"{tmp_path / taken}: is a file" in refused.stderr and "Traceback" not in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("root", "code", "fault"),
+    [
+        ("~nobodyhere/x", 1, "no such user"),
+        (f"{__file__}/below", 1, f"{__file__}: is a file"),
+        ("", 2, "argument is empty"),
+    ],
+)
+def test_a_root_that_cannot_be_is_refused_without_a_line_to_evaluate(root, code, fault):
+    refused = samnn_env(root)
+    assert (refused.returncode, refused.stdout) == (code, "")
+    assert fault in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_force_without_root_is_refused():
     refused = samnn_env("--force")
     assert refused.returncode == 2 and refused.stdout == "" and "ROOT" in refused.stderr

@@ -77,6 +77,9 @@ def test_contradictory_labels_are_refused_naming_their_file(tmp_path, labels, fa
         (b"{", "not valid JSON"),
         (b"\xff\xfe\x00", "not valid JSON"),
         (b"[1]", "not a JSON object"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"1" * 10_000, "not valid JSON"),
+        (b'{"labels": {"background": 0, "x\\ud800": 1}}', "half a character"),
         (None, "not found"),
     ],
 )
@@ -87,6 +90,12 @@ def test_an_unreadable_dataset_json_is_named(tmp_path, content, fault):
     with pytest.raises(SamnnError, match=fault) as error:
         LabelSet.from_dataset_json(path)
     assert str(path) in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_content(tmp_path):
+    path = tmp_path / "dataset.json"
+    path.write_bytes(b'\xef\xbb\xbf{"labels": {"background": 0, "heart": 1}}')
+    assert LabelSet.from_dataset_json(path).classes == {"heart": (1,)}
 
 
 def test_a_folder_in_place_of_a_dataset_json_is_named(tmp_path):
