@@ -13,7 +13,7 @@ from small_thorax import AFFINE, SHAPE, files, save, tamper, thorax
 
 from samnn.dataset_conversion.segthor import Heart, convert
 from samnn.errors import Problems, SamnnError
-from samnn.io import read_grid
+from samnn.io import read_grid, read_labels
 
 
 def voxels(path):
@@ -210,6 +210,21 @@ def test_whole_numbers_stored_as_floats_become_integers(segthor, tmp_path):
     written = nibabel.load(tmp_path / "Dataset055_SegTHOR/labelsTr/Patient_02.nii.gz")
     assert written.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(written.dataobj), labels)
+
+
+def test_labels_with_a_fourth_axis_of_one_voxel_are_converted(segthor, tmp_path):
+    labels = thorax(24)[1]
+    save(segthor / "train/Patient_02/GT.nii.gz", labels[..., None].astype(np.float32))
+    convert(segthor, 55, output=tmp_path)
+    written = tmp_path / "Dataset055_SegTHOR/labelsTr/Patient_02.nii.gz"
+    np.testing.assert_array_equal(read_labels(written).voxels, labels)
+
+
+def test_other_files_than_images_are_left_alone(segthor, tmp_path):
+    for name in ("README.txt", "train/list.csv", "test/notes.md", ".hidden"):
+        (segthor / name).touch()
+    convert(segthor, 55, output=tmp_path)
+    assert len(record(tmp_path / "Dataset055_SegTHOR")["cases"]) == 3
 
 
 def test_the_train_folder_alone_is_enough(segthor, tmp_path):

@@ -9,12 +9,14 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 from small_thorax import AFFINE, command, files, save, tamper, thorax
 
+from samnn.dataset_conversion import _heart, _layout
 from samnn.dataset_conversion.segthor import Heart, convert
 from samnn.errors import Problems, SamnnError
 
@@ -113,7 +115,91 @@ def true_heart_without_a_heart(source):
     return "GT2.nii.gz: holds no label 2"
 
 
+def loose_training_image(source):
+    shutil.copy(source / "train/Patient_01/Patient_01.nii.gz", source / "train/Patient_09.nii.gz")
+    return "Patient_09.nii.gz: is a file. Expected train/Patient_XX"
+
+
+def patient_beside_train(source):
+    shutil.copytree(source / "train/Patient_01", source / "Patient_09")
+    return "Patient_09: lies beside train and test"
+
+
+def patient_linked_to_nothing(source):
+    (source / "train/Patient_09").symlink_to("unplugged")
+    return "Patient_09: is a link to nothing"
+
+
+def patient_linked_to_itself(source):
+    (source / "train/Patient_09").symlink_to("Patient_09")
+    return "Patient_09: is a link that leads to itself"
+
+
+def train_linked_to_nothing(source):
+    shutil.rmtree(source / "train")
+    (source / "train").symlink_to("unplugged")
+    return "train: is a link to nothing"
+
+
+def no_training_patients(source):
+    shutil.rmtree(source / "train")
+    return "no training patients found"
+
+
+def file_named_test(source):
+    shutil.rmtree(source / "test")
+    (source / "test").touch()
+    return "test: is a file, expected a folder"
+
+
+def ending_in_capitals(source):
+    (source / "test/Patient_41.nii.gz").rename(source / "test/Patient_41.NII.GZ")
+    return "Patient_41.NII.GZ: its ending is not in small letters"
+
+
+def gt_that_is_a_folder(source):
+    without_gt(source)
+    (source / "train/Patient_01/GT.nii.gz").mkdir()
+    return "Patient_01: GT.nii.gz is a folder."
+
+
+def gt2_linked_to_nothing(source):
+    (source / "train/Patient_01/GT2.nii.gz").symlink_to("unplugged")
+    return "Patient_01: GT2.nii.gz is a link to nothing"
+
+
+def nan_image(source):
+    image = source / "train/Patient_01/Patient_01.nii.gz"
+    save(image, np.full((128, 128, 36), np.nan, np.float32))
+    return "Patient_01.nii.gz: holds NaN"
+
+
+def heart_of_one_voxel_that_would_be_erased(source):
+    """Nearest neighbour skips this voxel when it moves the heart back."""
+    labels = np.zeros((128, 128, 36), np.uint8)
+    seeds = (tuple(index) for index in np.ndindex(40, 40))
+    for x, y in seeds:
+        labels[:] = 0
+        labels[60 + x, 40 + y, 5] = 2
+        if not _heart.outside(labels == 2) and not _heart.move_back(labels == 2).any():
+            break
+    save(source / "train/Patient_01/GT.nii.gz", labels)
+    return "0% of its 1 voxels would be left"
+
+
 DAMAGES = [
+    loose_training_image,
+    patient_beside_train,
+    patient_linked_to_nothing,
+    patient_linked_to_itself,
+    train_linked_to_nothing,
+    no_training_patients,
+    file_named_test,
+    ending_in_capitals,
+    gt_that_is_a_folder,
+    gt2_linked_to_nothing,
+    nan_image,
+    heart_of_one_voxel_that_would_be_erased,
     without_gt,
     without_image,
     other_grid,
@@ -161,6 +247,84 @@ def test_a_source_without_patients_is_refused_with_the_layout_expected(tmp_path,
     assert "Expected train/Patient_XX" in refusal(tmp_path / "source", tmp_path)
 
 
+def test_a_heart_that_repair_would_erase_is_not_repaired_even_if_asked(segthor, tmp_path):
+    heart_of_one_voxel_that_would_be_erased(segthor)
+    message = refusal(segthor, tmp_path, heart_for=["Patient_01=repair"])
+    assert "0% of the 1 voxels of the heart would be left" in message
+
+
+def test_a_choice_for_one_patient_that_contradicts_another_or_has_no_labels_is_refused(segthor, tmp_path):
+    choices = ["Patient_01=keep", "Patient_01=repair", "Patient_41=keep"]
+    message = refusal(segthor, tmp_path, heart_for=choices)
+    assert (
+        "contradicts Patient_01=keep" in message and "Patient_41=keep: this patient has no labels" in message
+    )
+
+
+@pytest.mark.parametrize("output", ["source", "source/train", "link"])
+def test_a_target_in_the_source_is_refused(segthor, tmp_path, output):
+    (tmp_path / "link").symlink_to(segthor)
+    before = files(segthor)
+    with pytest.raises(SamnnError, match="lies in the source"):
+        convert(segthor, 55, output=tmp_path / output, overwrite=True)
+    assert files(segthor) == before
+
+
+@pytest.mark.parametrize("inner", [".", "train"])
+def test_a_source_that_the_target_would_replace_is_refused_and_stays(segthor, tmp_path, inner):
+    source = segthor.rename(tmp_path / "Dataset055_SegTHOR")
+    before = files(source)
+    with pytest.raises(SamnnError, match="the source in it"):
+        convert(source / inner, 55, output=tmp_path, overwrite=True)
+    assert files(source) == before
+
+
+def test_a_patient_linked_into_the_dataset_to_be_replaced_is_refused_and_stays(segthor, tmp_path):
+    inside = tmp_path / "Dataset055_SegTHOR/Patient_01"
+    inside.parent.mkdir()
+    (segthor / "train/Patient_01").rename(inside)
+    (segthor / "train/Patient_01").symlink_to(inside)
+    with pytest.raises(SamnnError, match="the source in it"):
+        convert(segthor, 55, output=tmp_path, overwrite=True)
+    assert (inside / "GT.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("arguments", [["", "-d", "55"], ["source", "-d", "55", "-o", ""]])
+def test_an_empty_path_is_refused_and_not_the_current_folder(segthor, samnn, arguments):
+    done = samnn("convert", "segthor", *arguments)
+    assert done.returncode == 2 and "is empty" in done.stderr
+
+
+def test_a_path_too_long_for_the_system_is_said_without_a_traceback(segthor, samnn):
+    for arguments in (["x" * 300, "-o", "raw"], [segthor, "-o", "x" * 300]):
+        done = samnn("convert", "segthor", "-d", 55, *arguments)
+        assert done.returncode == 1 and "File name too long" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_file_where_the_dataset_should_be_is_refused_and_stays(segthor, tmp_path):
+    (tmp_path / "Dataset055_SegTHOR").write_text("mine")
+    with pytest.raises(SamnnError, match="not a folder"):
+        convert(segthor, 55, output=tmp_path, overwrite=True)
+    assert (tmp_path / "Dataset055_SegTHOR").read_text() == "mine"
+
+
+def test_while_a_number_is_being_written_it_is_taken(segthor, tmp_path):
+    with _layout.new_dataset(tmp_path / "Dataset055_Other") as other:
+        with pytest.raises(SamnnError, match="another process is writing"):
+            convert(segthor, 55, output=tmp_path)
+        (other.folder / "file").touch()
+    assert [path.name for path in tmp_path.glob("*055*")] == ["Dataset055_Other"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_nobody_can_take_does_not_cost_the_dataset(segthor, tmp_path):
+    arguments = [command(), "convert", "segthor", str(segthor), "-d", "55", "-o", str(tmp_path / "raw")]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "cannot be printed" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "raw/Dataset055_SegTHOR/dataset.json").is_file()
+
+
 def test_a_choice_that_is_neither_repair_nor_keep_is_refused(segthor, tmp_path):
     assert "write PATIENT=repair" in refusal(segthor, tmp_path, heart_for=["Patient_01=yes"])
 
@@ -199,8 +363,9 @@ def test_a_bad_source_does_not_cost_the_dataset_it_should_have_replaced(segthor,
 
 def test_a_target_that_cannot_be_written_is_said_without_a_traceback(segthor, samnn, tmp_path):
     (tmp_path / "raw").write_text("a file where the folder should be")
-    done = samnn("convert", "segthor", segthor, "-d", 55)
-    assert done.returncode == 1 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    without_gt(segthor)  # the patients are not looked at
+    done = samnn("convert", "segthor", segthor, "-d", 55, "--dry-run")
+    assert done.returncode == 1 and "raw is not a folder" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_full_disk_leaves_the_old_dataset_and_no_leftovers(segthor, tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import os
 import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import nibabel
@@ -19,6 +21,7 @@ from samnn.io import Volume, read_grid, read_labels, read_volume, stores_integer
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1000, (6, 7, 8)).astype(np.int16)
 AFFINE = np.array([[1.5, 0, 0, -50], [0, 1.5, 0, -60], [0, 0, 3, 10], [0, 0, 0, 1.0]])
+GRID = Grid((6, 7, 8), (1.5, 1.5, 3), (0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
 SROW_X, QOFFSET_X, PIXDIM_X = 280, 268, 80  # byte offsets in the NIfTI-1 header
 
 
@@ -141,15 +144,54 @@ def test_several_values_per_voxel_are_refused(tmp_path):
 
 
 def test_whole_numbers_stored_as_floats_are_labels_and_others_are_not(tmp_path):
-    for name, value in [("whole", 2.0), ("half", 2.5), ("nan", np.nan)]:
+    for name, value in [("whole", 2.0), ("half", 2.5), ("nan", np.nan), ("huge", 1e30)]:
         voxels = np.full((3, 4, 5), value, np.float32)
         nibabel.save(nibabel.Nifti1Image(voxels, AFFINE), tmp_path / f"{name}.nii.gz")
     labels = read_labels(tmp_path / "whole.nii.gz").voxels
     assert np.issubdtype(labels.dtype, np.integer) and (labels == 2).all()
     with pytest.raises(SamnnError, match="fractional"):
         read_labels(tmp_path / "half.nii.gz")
-    with pytest.raises(SamnnError, match="NaN"):
-        read_labels(tmp_path / "nan.nii.gz")
+    for read in (read_labels, read_volume):
+        with pytest.raises(SamnnError, match="NaN"):
+            read(tmp_path / "nan.nii.gz")
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.raises(SamnnError, match=r"1e\+30. Is it a label map"),
+    ):
+        read_labels(tmp_path / "huge.nii.gz")
+
+
+def test_complex_voxels_are_refused(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 4, 5), np.complex64), AFFINE), tmp_path / "c.nii.gz")
+    with pytest.raises(SamnnError, match="complex"):
+        read_volume(tmp_path / "c.nii.gz")
+
+
+def test_an_uncompressed_file_named_gz_is_called_that(ct):
+    ct.write_bytes(gzip.decompress(ct.read_bytes()))
+    for read in (read_grid, read_volume):
+        with pytest.raises(SamnnError, match=r"is not compressed.*rename it to ct\.nii\."):
+            read(ct)
+
+
+def test_a_name_that_is_not_utf8_is_refused_before_simpleitk_aborts(ct):
+    odd = Path(os.fsdecode(bytes(ct.parent) + b"/Pat\xff.nii.gz"))
+    ct.rename(odd)
+    for touch in (read_grid, read_volume, lambda path: write_volume(path, Volume(VOXELS, GRID))):
+        with pytest.raises(SamnnError, match=r"Pat\\xff\.nii\.gz: its name is not UTF-8"):
+            touch(odd)
+
+
+def test_a_name_too_long_for_the_system_is_an_error_of_its_own(tmp_path):
+    with pytest.raises(SamnnError, match="too long"):
+        read_volume(tmp_path / f"{'x' * 300}.nii.gz")
+
+
+def test_an_axis_of_one_voxel_at_the_end_of_a_header_stays(tmp_path):
+    nibabel.save(nibabel.Nifti1Image(VOXELS[..., None], AFFINE), tmp_path / "a.nii.gz")
+    write_like(tmp_path / "b.nii.gz", read_volume(tmp_path / "a.nii.gz").voxels, like=tmp_path / "a.nii.gz")
+    again = np.asarray(nibabel.load(tmp_path / "b.nii.gz").dataobj)
+    np.testing.assert_array_equal(again, VOXELS[..., None])
 
 
 def test_a_slope_is_applied_and_makes_integers_numbers_of_another_kind(ct):
