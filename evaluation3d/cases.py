@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class CaseSet:
     reference: Path
     prediction: Path
     cases: list[Case]
-    missing: list[str]  # references without a prediction, where that is allowed
+    missing: list[str]  # cases without a prediction, where that is allowed
     labels: LabelSet | None  # None: no dataset.json, the values found in the references are the classes
     labels_source: Path | None
     notes: list[str]
@@ -50,7 +51,7 @@ def find_cases(
     """Match label maps by name and check every header, before any voxel is read.
 
     A plain `prediction` folder must hold the same cases as `reference`. An nnU-Net results folder, fold or
-    `validation` folder decides itself which cases there are; `reference` may then be None.
+    `validation` folder must hold those that nnU-Net's splits name, where they are found; `reference` may be None.
 
     Raises:
         Problems: everything that is wrong with the folders and files, at once.
@@ -66,23 +67,28 @@ def find_cases(
             f"{prediction}: is no nnU-Net results folder (it has no fold_* folders), so REFERENCE is needed: "
             "samnn evaluate REFERENCE PREDICTION."
         )
+    folders = results.validations if results else [prediction]
+    if any(os.path.samefile(reference, folder) for folder in folders):
+        raise SamnnError(
+            f"{prediction}: reference and prediction are the same folder. samnn evaluate REFERENCE PREDICTION."
+        )
     labels, labels_source = _labels(reference, results.folder if results else prediction, labels_file)
     endings = _endings(labels_source)
 
     problems: list[str] = []
     references = _label_maps([reference], endings, problems)
-    predictions = _label_maps(results.validations if results else [prediction], endings, problems)
+    predictions = _label_maps(folders, endings, problems)
     if not references or not predictions:
         raise Problems(f"{prediction}: cannot be evaluated against {reference}.", problems)
-    missing = []
     for name in sorted(predictions.keys() - references.keys()):
         problems.append(f"{predictions[name]}: has no reference of that name in {reference}.")
-    if results is None:
-        missing = sorted(references.keys() - predictions.keys())
-        if not allow_missing:
-            problems += [
-                f"{references[name]}: has no prediction of that name in {prediction}." for name in missing
-            ]
+    expected = results.expected if results else dict.fromkeys(references, prediction)
+    missing = sorted(expected.keys() - predictions.keys())
+    if not allow_missing:
+        problems += [
+            f"{references.get(name, name)}: has no prediction of that name in {expected[name]}."
+            for name in missing
+        ]
     cases = []
     for name in sorted(references.keys() & predictions.keys()):
         case = _checked_case(name, references[name], predictions[name], problems)

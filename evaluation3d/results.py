@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +14,19 @@ from samnn.errors import Problems, SamnnError
 NUMBERED_FOLD = re.compile(r"fold_\d+")
 FOLD = re.compile(r"fold_(\d+|all)")
 DATASET = re.compile(r"Dataset\d{3}_.+")
+SUMMARY_KEY = "samnn_version"  # the first in a summary.json of ours; nnU-Net has files of that name, too
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was found of one trained model: its folder, `Trainer__Plans__config`, and validation folders in it."""
+    """What was found of one trained model: its folder, `Trainer__Plans__config`, and validation folders in it.
+
+    `expected` are the cases that nnU-Net's splits_final.json wants in each validation folder, where it was found.
+    """
 
     folder: Path
     validations: list[Path]
+    expected: dict[str, Path]  # case → validation folder
     notes: list[str]
 
 
@@ -32,7 +39,7 @@ def find_results(prediction: Path) -> Results | None:
         None where `prediction` is none of these, but a plain folder of label maps.
 
     Raises:
-        SamnnError: a fold has no validation predictions.
+        SamnnError: a fold has no validation predictions, or splits_final.json is damaged.
     """
     prediction = Path(os.path.abspath(prediction))
     notes = []
@@ -63,9 +70,39 @@ def find_results(prediction: Path) -> Results | None:
     notes += [
         f"{validation}: has no summary.json, which nnU-Net writes last. Is the validation finished?"
         for validation in validations
-        if not (validation / "summary.json").is_file()
+        if not (validation / "summary.json").is_file() or is_our_summary(validation / "summary.json")
     ]
-    return Results(folder, validations, notes)
+    return Results(folder, validations, _expected(folder, validations), notes)
+
+
+def is_our_summary(path: Path) -> bool:
+    """Whether a summary.json was written by samnn evaluate; by its first bytes, for it may be a device or huge."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return re.match(rb'\{\s*"%s"' % SUMMARY_KEY.encode(), file.read(100)) is not None
+
+
+def _expected(folder: Path, validations: list[Path]) -> dict[str, Path]:
+    """The validation cases of each numbered fold, from the splits nnU-Net keeps beside the preprocessed data."""
+    root = os.environ.get("nnUNet_preprocessed")
+    if root is None or not DATASET.fullmatch(folder.parent.name):
+        return {}
+    path = Path(root) / folder.parent.name / "splits_final.json"
+    try:
+        held_out = [split["val"] for split in json.loads(path.read_text(encoding="utf-8"))]
+        by_fold = {f"fold_{fold}": cases for fold, cases in enumerate(held_out)}
+        return {
+            unicodedata.normalize("NFC", case): validation
+            for validation in validations
+            for case in by_fold.get(validation.parent.name, [])
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise SamnnError(
+            f"{path}: cannot be read as nnU-Net's splits ({error}). Restore it, or plan the dataset again."
+        ) from error
 
 
 def reference_labels(results: Results) -> Path:

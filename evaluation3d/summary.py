@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -13,8 +12,10 @@ from samnn import __version__
 from samnn.atomic import whole_file, write_json
 from samnn.errors import SamnnError
 
+from .cases import ENDINGS
 from .evaluate import ClassResult, Evaluation
 from .metrics import find_metrics
+from .results import SUMMARY_KEY, is_our_summary
 
 EMPTY_MASK_POLICY = (
     "A class in neither map (absent) is undefined for every metric. A class in the reference only (missed) or in "
@@ -41,10 +42,10 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "metrics": {metric: _over_cases(metric, list(by_case.values())) for metric in find_metrics()},
         }
     return {
-        "samnn_version": __version__,
-        "reference": str(case_set.reference.absolute()),
-        "prediction": str(case_set.prediction.absolute()),
-        "labels": str(case_set.labels_source.absolute()) if case_set.labels_source else None,
+        SUMMARY_KEY: __version__,
+        "reference": _as_text(case_set.reference),
+        "prediction": _as_text(case_set.prediction),
+        "labels": _as_text(case_set.labels_source) if case_set.labels_source else None,
         "ignore_label": evaluation.labels.ignore,
         "tolerance_mm": evaluation.tolerance_mm,
         "empty_mask_policy": EMPTY_MASK_POLICY,
@@ -62,7 +63,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
 def check_target(out: Path) -> None:
     """Refuse, before the long work, an output folder that cannot be written or holds somebody else's files.
 
-    nnU-Net writes a summary.json of its own into prediction folders; that one is never replaced.
+    nnU-Net writes a summary.json of its own into prediction folders, and reads it there: no mixing with ours.
 
     Raises:
         SamnnError: the reason, and what to do.
@@ -72,9 +73,12 @@ def check_target(out: Path) -> None:
         raise SamnnError(f"{existing}: is a file; the output needs a folder. Choose another -o.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise SamnnError(f"{existing}: cannot be written to. Check its permissions, or choose another -o.")
-    for name, is_ours in [("metrics.csv", _is_our_csv), ("summary.json", _is_our_summary)]:
+    for name, is_ours in [("metrics.csv", _is_our_csv), ("summary.json", is_our_summary)]:
         if (out / name).exists() and not is_ours(out / name):
             raise SamnnError(f"{out / name}: exists and is not from samnn evaluate. Choose another -o.")
+    image = next((path.name for path in out.glob("*") if path.name.endswith(ENDINGS)), None)
+    if image is not None:
+        raise SamnnError(f"{out}: holds images or label maps ({image}). Choose another -o.")
 
 
 def write_outputs(evaluation: Evaluation, out: Path) -> None:
@@ -146,14 +150,13 @@ def empty_value(value: float | None) -> str:
     return "undefined" if math.isnan(value) else f"{value:g}"
 
 
+def _as_text(path: Path) -> str:
+    """The absolute path; bytes of it that are no text, which UTF-8 cannot hold, as \\udc… codes."""
+    return str(path.absolute()).encode("utf-8", "backslashreplace").decode()
+
+
 def _is_our_csv(path: Path) -> bool:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.readline().rstrip("\r\n") == CSV_HEADER
-
-
-def _is_our_summary(path: Path) -> bool:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+    if not path.is_file():  # a folder or a device
         return False
-    return isinstance(content, dict) and "samnn_version" in content
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read(len(CSV_HEADER) + 1).rstrip("\r\n") == CSV_HEADER

@@ -177,21 +177,56 @@ def test_an_output_that_is_a_file_is_refused_before_the_work(good, tmp_path, run
     assert taken.read_text() == "mine"
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_leaves_the_earlier_results_as_they_were(good, tmp_path, run_evaluate):
-    """The file to be written is first made a link to the device that is always full."""
+def test_an_output_folder_that_holds_label_maps_is_refused(good, run_evaluate):
+    """nnU-Net would take our summary.json for its own, and labelsTr is no place for results."""
+    for folder in good:
+        message = assert_refused(run_evaluate(*good, "-o", folder))
+        assert f"{folder}: holds images or label maps (a.nii.gz)" in message
+        assert sorted(path.name for path in folder.iterdir()) == ["a.nii.gz"]
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "summary.json"])
+def test_a_folder_or_a_device_in_place_of_an_output_is_left_alone(good, tmp_path, run_evaluate, name):
+    for number, make in enumerate([Path.mkdir, lambda path: path.symlink_to("/dev/zero")]):
+        taken = tmp_path / f"out{number}" / name
+        taken.parent.mkdir()
+        make(taken)
+        message = assert_refused(run_evaluate(*good, "-o", taken.parent))
+        assert f"{taken}: exists and is not from samnn" in message
+
+
+def test_a_folder_against_itself_is_refused(good, run_evaluate):
+    link = good[0].parent / "link"
+    link.symlink_to(good[0])
+    assert "are the same folder" in assert_refused(run_evaluate(good[0], link))
+
+
+def test_a_name_that_is_too_long_is_named(good, run_evaluate):
+    assert f"File name too long: {'x' * 300}" in assert_refused(run_evaluate(*good, "-o", "x" * 300))
+
+
+@pytest.mark.parametrize("empty", [["-o", ""], ["--out="], ["--labels", ""], [""]])
+def test_an_empty_argument_is_a_usage_error_and_not_the_current_folder(good, run_evaluate, empty):
+    process = run_evaluate(*good, *empty, cwd=good[0])
+    assert process.returncode == 2
+    assert "argument is empty" in process.stderr
+    assert sorted(path.name for path in good[0].iterdir()) == ["a.nii.gz"]
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_results_as_they_were(good, tmp_path, run_evaluate):
+    """A limit on the size of files stands for the full disk."""
     out = tmp_path / "out"
     assert run_evaluate(*good, "-o", out).returncode == 0
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     script = f"""
-import os, sys
+import resource, sys
 from samnn.cli import main
-os.symlink("/dev/full", {str(out)!r} + f"/.part-{{os.getpid()}}-metrics.csv")
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 sys.argv = ["samnn", "evaluate", {str(good[0])!r}, {str(good[1])!r}, "-o", {str(out)!r}]
 main()
 """
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert "No space left on device" in assert_refused(process)
+    assert "File too large" in assert_refused(process)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
 

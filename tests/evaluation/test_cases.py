@@ -246,8 +246,36 @@ def test_fold_all_counts_only_where_it_is_named_itself(results):
         evaluate_folder(None, results)
 
 
-def test_an_unfinished_validation_is_noted(results):
-    (results / "fold_0" / "validation" / "summary.json").unlink()
+@pytest.fixture
+def splits(results, tmp_path):
+    """nnU-Net's splits: fold 0 holds out a, and d, of which there is no prediction."""
+    path = tmp_path / "nnUNet_preprocessed" / results.parent.name / "splits_final.json"
+    path.write_text('[{"train": ["b", "c"], "val": ["a", "d"]}, {"train": ["a", "d"], "val": ["b", "c"]}]')
+    return path
+
+
+def test_a_case_that_nnunets_splits_hold_out_needs_a_prediction(results, splits):
+    for unfinished in (results, results / "fold_0"):
+        with pytest.raises(SamnnError, match=r"d\.nii\.gz: has no prediction .*fold_0/validation"):
+            evaluate_folder(None, unfinished)
+    evaluation = evaluate_folder(None, results, allow_missing=True)
+    assert (cases_of(evaluation), evaluation.case_set.missing) == (["a", "b", "c"], ["d"])
+    assert cases_of(evaluate_folder(None, results / "fold_1")) == ["b", "c"]
+
+
+def test_damaged_splits_are_named(results, splits):
+    for content in ["[", "[1]", '{"val": 1}', '[{"val": [1]}]', "[" * 100_000]:
+        splits.write_text(content)
+        with pytest.raises(SamnnError, match=f"{splits}: cannot be read"):
+            evaluate_folder(None, results)
+
+
+@pytest.mark.parametrize("ours", [None, '{\n  "samnn_version": "1"}'], ids=["no summary", "summary of ours"])
+def test_an_unfinished_validation_is_noted(results, ours):
+    summary = results / "fold_0" / "validation" / "summary.json"
+    summary.unlink()
+    if ours is not None:
+        summary.write_text(ours)
     notes = evaluate_folder(None, results).case_set.notes
     assert len(notes) == 1
     assert "fold_0/validation: has no summary.json" in notes[0]
