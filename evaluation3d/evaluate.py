@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,12 +154,12 @@ def _run(
     """Run `function` on every case; if some fail, finish the others, then name all that failed."""
     results, problems = {}, []
     cases = case_set.cases
-    finished = each_case(function, cases, *arguments, workers=workers)
-    for case, result, problem in progress.track(finished, total=len(cases), description=task):
-        if problem is None:
-            results[case.name] = result
-        else:
-            problems += problem.splitlines()
+    with closing(each_case(function, cases, *arguments, workers=workers)) as finished:
+        for case, result, problem in progress.track(finished, total=len(cases), description=task):
+            if problem is None:
+                results[case.name] = result
+            else:
+                problems += problem.splitlines()
     if problems:
         raise Problems(
             f"{case_set.prediction}: cannot be evaluated against {case_set.reference}.", sorted(set(problems))

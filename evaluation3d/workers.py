@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 from samnn.errors import SamnnError
@@ -32,7 +36,7 @@ def each_case(
     """Yield each case with `function(case, *arguments)`, or with the message of its SamnnError, as they finish.
 
     One worker stays in this process. No more cases are handed out than there are workers, so that memory holds
-    one case a worker.
+    one case a worker. Close the iterator to end it early: then, and where this process dies, the workers end too.
 
     Raises:
         SamnnError: a worker process died; the cases it may have been busy with are named.
@@ -42,12 +46,22 @@ def each_case(
             yield case, *_attempt(function, case, *arguments)
         return
     context = multiprocessing.get_context("spawn")  # a forked copy of a threaded process may hang
-    with ProcessPoolExecutor(min(workers, len(cases)), mp_context=context) as pool:
+    parent_ends, parent_lives = context.Pipe(duplex=False)
+    with (
+        ProcessPoolExecutor(
+            min(workers, len(cases)),
+            mp_context=context,
+            initializer=_end_with_parent,
+            initargs=(parent_ends,),
+        ) as pool,
+        _closed_on_error(parent_lives),
+    ):
         waiting = iter(cases)
         running: dict[Future, Case] = {}
         while True:
             for case in islice(waiting, workers - len(running)):
-                running[pool.submit(_attempt, function, case, *arguments)] = case
+                with _interrupts_kept_from_children():
+                    running[pool.submit(_attempt, function, case, *arguments)] = case
             if not running:
                 return
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -61,6 +75,39 @@ def each_case(
                         "Nothing was written. Try again with fewer --workers."
                     ) from error
                 yield running.pop(future), *result
+
+
+def _end_with_parent(parent_ends: Connection) -> None:
+    """In a worker: end at once when the other end of the pipe is closed, which the death of the parent does too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent answers
+
+    def watch() -> None:
+        parent_ends.poll(None)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _closed_on_error(parent_lives: Connection) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        parent_lives.close()
+        raise
+
+
+@contextmanager
+def _interrupts_kept_from_children() -> Iterator[None]:
+    """A process started in here is born deaf to Ctrl-C: it could not answer before its imports are done."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _attempt(
