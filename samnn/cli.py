@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +16,29 @@ from typer.core import TyperGroup
 from samnn import __version__
 from samnn.errors import SamnnError
 
+
+class Roof(TyperGroup):
+    """All of `samnn`: what holds for every command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse empty arguments: as a path they would mean the current folder."""
+        if any(arg == "" or (arg.startswith("--") and arg.partition("=")[1:] == ("=", "")) for arg in args):
+            ctx.fail("An argument is empty. Is a shell variable not set?")
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; Ctrl-C and SIGTERM unwind it like an error, so that its child processes end, too."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            number = signal.Signals(stop.args[0] if stop.args else signal.SIGINT)
+            typer.echo(f"Stopped by {number.name}.", err=True)
+            raise typer.Exit(128 + number) from None
+
+
 app = typer.Typer(
     name="samnn",
+    cls=Roof,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -110,8 +134,6 @@ def env(
 
         eval "$(samnn env ~/nnunet)"
     """
-    import os
-
     from samnn.environment import settings
 
     if force and root is None:
@@ -229,10 +251,10 @@ def evaluate(
         workers=workers,
         show_progress=True,
     )
-    console = Console()
-    print_summary(summarise(evaluation), console)
-    if out is not None:
+    if out is not None:  # before anything is printed: that may fail
         write_outputs(evaluation, out)
+    print_summary(summarise(evaluation), Console())
+    if out is not None:
         typer.echo(f"Written: {out / 'metrics.csv'} and {out / 'summary.json'}")
     else:
         typer.echo("Nothing was written; -o OUT writes metrics.csv and summary.json.")
@@ -268,14 +290,31 @@ def demo(
 
 def main() -> None:
     """Run the command line; errors a user can mend are printed without a traceback and exit with code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # letters that the terminal does not know are shown as codes
+            stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _stop)
     try:
         app()
     except SamnnError as error:
-        from rich.console import Console
-        from rich.text import Text
+        _fail(str(error))
+    except OSError as error:
+        _fail(": ".join(str(part) for part in (error.strerror or error, error.filename) if part is not None))
 
-        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
-        sys.exit(1)
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _fail(message: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    with suppress(OSError):
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
+    if sys.stdout is not None:  # what could not be printed is not tried again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 if __name__ == "__main__":

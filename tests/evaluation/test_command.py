@@ -6,9 +6,14 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +196,76 @@ def test_without_an_output_folder_nothing_is_written(folders, tmp_path, run_eval
     assert process.returncode == 0
     assert "Nothing was written" in process.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("redirection", "said"),
+    [("| true", ""), ("> /dev/full", "error: No space left on device\n"), (">&-", "")],
+)
+def test_results_are_written_where_nothing_can_be_printed(folders, tmp_path, redirection, said):
+    command = f'"$0" -m samnn.cli evaluate "$1" "$2" --allow-missing -o out {redirection}'
+    arguments = ["bash", "-c", command, sys.executable, *folders]
+    process = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert len(rows(tmp_path / "out")) > 0 and summary(tmp_path / "out")
+    assert process.stderr.rpartition("0:00:00\n")[2] == said
+
+
+def test_letters_that_the_terminal_does_not_know_are_shown_as_codes(folders, run_evaluate):
+    process = run_evaluate(*folders, "--allow-missing", env={"PYTHONIOENCODING": "ascii"})
+    assert process.returncode == 0, process.stderr
+    assert r"\u2191" in process.stdout  # the arrow of "higher is better"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for the processes in /proc")
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "Stopped by SIGINT.\n"),
+        (signal.SIGTERM, 143, "Stopped by SIGTERM.\n"),
+        (signal.SIGKILL, -9, ""),
+    ],
+)
+def test_an_evaluation_that_is_stopped_leaves_no_process_behind(house, folders, number, code, said):
+    """A metric that sleeps for ten minutes stands for a big case."""
+    metrics, how = house
+    dice = (metrics / "dice.py").read_text(encoding="utf-8")
+    sleeping = 'import pathlib, time; pathlib.Path("began").touch(); time.sleep(600)'
+    (metrics / "sleeping.py").write_text(dice.replace("    return", f"    {sleeping}\n    return"), "utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "samnn.cli", "evaluate", *folders, "--allow-missing", "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=how["cwd"],
+        env={**os.environ, **how["env"]},
+    )
+    wait_until((how["cwd"] / "began").exists)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does
+    else:
+        process.send_signal(number)
+    _, error = process.communicate(timeout=60)  # ends when the last process has closed its stderr
+    wait_until(lambda: not living(process.pid))
+    assert process.returncode == code
+    assert "Traceback" not in error and error.endswith(said)
+
+
+def living(session: int) -> list[str]:
+    """The processes of a session that are more than a name in the list."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, _, fields = stat.read_text().rpartition(") ")
+            if int(fields.split()[3]) == session and fields[0] != "Z":
+                found.append(name)
+    return found
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_an_evaluation_imports_neither_torch_nor_nnunet(folders):
