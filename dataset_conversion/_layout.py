@@ -13,24 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
 
 from samnn.atomic import only_writer, whole_folder, write_json
 from samnn.errors import SamnnError
 from samnn.io import write_like
 
 RAW_VARIABLE = "nnUNet_raw"
-
-
-def named_path(text: str) -> Path:
-    """A path of the command line. Path("") would be the current folder, which `"$UNSET"` does not mean.
-
-    Raises:
-        typer.BadParameter: the text is empty.
-    """
-    if not text:
-        raise typer.BadParameter("is empty. Is a variable not set? Write . for the current folder.")
-    return Path(text)
 
 
 def raw_root(output: Path | None) -> Path:

@@ -43,7 +43,6 @@ def convert(
         typer.Argument(
             metavar="SOURCE",
             help="The SegTHOR folder, with train/ and test/ inside.",
-            parser=_layout.named_path,
         ),
     ],
     dataset_id: Annotated[
@@ -52,13 +51,7 @@ def convert(
     name: Annotated[str, typer.Option(help="Name of the new dataset, after its number.")] = "SegTHOR",
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="PATH",
-            help="Folder of raw datasets.  [default: $nnUNet_raw]",
-            parser=_layout.named_path,
-        ),
+        typer.Option("--output", "-o", help="Folder of raw datasets.  [default: $nnUNet_raw]"),
     ] = None,
     heart: Annotated[
         Heart,
@@ -155,7 +148,7 @@ def _choices(patients: Sequence[Patient], heart_for: Sequence[str], problems: li
         if choice not in ("repair", "keep"):
             problems.append(f"--heart-for {entry}: write PATIENT=repair or PATIENT=keep.")
         elif name not in named:
-            problems.append(f"--heart-for {entry}: no such patient.")
+            problems.append(f"--heart-for {entry}: no such patient, or its files are wrong.")
         elif named[name].labels is None:
             problems.append(f"--heart-for {entry}: this patient has no labels, so no heart to decide on.")
         elif chosen.setdefault(name, choice) != choice:

@@ -289,7 +289,9 @@ def test_a_patient_linked_into_the_dataset_to_be_replaced_is_refused_and_stays(s
     assert (inside / "GT.nii.gz").is_file()
 
 
-@pytest.mark.parametrize("arguments", [["", "-d", "55"], ["source", "-d", "55", "-o", ""]])
+@pytest.mark.parametrize(
+    "arguments", [["", "-d", "55"], ["source", "-d", "55", "-o", ""], ["source", "-d", "55", "--output="]]
+)
 def test_an_empty_path_is_refused_and_not_the_current_folder(segthor, samnn, arguments):
     done = samnn("convert", "segthor", *arguments)
     assert done.returncode == 2 and "is empty" in done.stderr
