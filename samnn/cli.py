@@ -312,8 +312,6 @@ def _fail(message: str) -> None:
 
     with suppress(OSError):
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
-    if sys.stdout is not None:  # what could not be printed is not tried again at the exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 
 
