@@ -23,7 +23,7 @@ from samnn.phantom import write_segthor
 from samnn.picture import draw
 
 DATASET_ID, DATASET = 999, "Dataset999_SegTHOR"
-TRAINER = "nnUNetTrainerENet_10epochs_30iters"
+TRAINER = "nnUNetTrainerENet_10epochs_40iters"
 FEW_CORES = 4  # each worker of nnU-Net imports torch for seconds: with so few cores, fewer workers are faster
 
 
@@ -93,15 +93,24 @@ class Demo:
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _refuse_other_data(self) -> None:
+        if not self.is_phantom and not self.data.is_dir():
+            raise SamnnError(f"{self.data}: no such folder. Name a SegTHOR folder with --data.")
         marker = self.out / "demo.json"
         if marker.is_file():
-            earlier = json.loads(marker.read_text(encoding="utf-8"))["data"]
+            try:
+                earlier = json.loads(marker.read_text(encoding="utf-8"))["data"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise SamnnError(
+                    f"{marker}: is damaged. Name another folder, or remove {self.out}."
+                ) from error
             if earlier != str(self.data):
                 raise SamnnError(
                     f"{self.out}: holds a demo of {earlier}. Name another folder for the new one."
                 )
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise SamnnError(f"{self.out}: is not empty and holds no demo. Name another folder.")
+        if not self.is_phantom and self.out.resolve().is_relative_to(self.data.resolve()):
+            raise SamnnError(f"{self.out}: lies inside the data, which stays as it is. Name another folder.")
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             write_json(marker, {"data": str(self.data)})

@@ -142,3 +142,26 @@ def test_the_demo_learns_the_organs_of_made_up_patients(tmp_path):
     for (_, organ), value in dice.items():
         assert value > {"heart": 0.8, "aorta": 0.6, "trachea": 0.5, "esophagus": 0.1}[organ]
     assert re.search(r"references beside predictions: .*predictions\.png", done.stdout)
+
+
+def test_data_that_is_not_there_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(SamnnError, match="typo: no such folder"):
+        Demo(tmp_path / "demo", tmp_path / "typo", Console(file=io.StringIO())).run()
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_folder_inside_the_data_is_refused(tmp_path):
+    with pytest.raises(SamnnError, match="lies inside the data"):
+        Demo(tmp_path / "segthor" / "demo", _made(tmp_path / "segthor"), Console(file=io.StringIO())).run()
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_note_of_the_data_is_a_message(tmp_path, content):
+    (_made(tmp_path / "demo") / "demo.json").write_text(content)
+    with pytest.raises(SamnnError, match=r"demo\.json: is damaged"):
+        Demo(tmp_path / "demo", None, Console(file=io.StringIO())).run()
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
