@@ -16,14 +16,15 @@ from scipy.ndimage import gaussian_filter
 
 from samnn.atomic import whole_file
 
-SHAPE = (128, 128, 76)
-SPACING_MM = (3.1, 3.1, 3.2)
+SHAPE = (96, 96, 50)
+SPACING_MM = (3.4, 3.4, 4.2)
+CENTRE_MM = (0, 0, -28)  # of the volume; a displaced heart goes down by 15 slices and must stay inside
 ESOPHAGUS, HEART, TRACHEA, AORTA = 1, 2, 3, 4
 
 # Centre lines in mm, from below upwards; the aorta runs up before the spine, over the arch and down to the heart.
-AORTA_COURSE = [(22, 54, -130), (21, 52, 30), (14, 32, 58), (0, 0, 66), (-14, -26, 52), (-12, -32, 20)]
-TRACHEA_COURSE = [(-2, 24, 34), (-2, 8, 130)]
-ESOPHAGUS_COURSE = [(24, 22, -130), (6, 42, -50), (2, 44, 10), (6, 42, 60), (4, 30, 130)]
+AORTA_COURSE = [(19, 43, -130), (18, 42, 28), (12, 26, 54), (0, 0, 62), (-12, -24, 48), (-10, -28, 18)]
+TRACHEA_COURSE = [(-2, 20, 30), (-2, 8, 130)]
+ESOPHAGUS_COURSE = [(20, 18, -130), (6, 34, -50), (2, 36, 10), (5, 38, 60), (4, 29, 130)]
 
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y and z of every voxel
 Displace = Callable[[np.ndarray], np.ndarray]
@@ -54,20 +55,20 @@ def thorax(seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     points = x, y, z = _coordinates(rng)
     image = np.full(SHAPE, -1000, np.float32)
-    skin, chest = _oval(x, y, 175, 120), _oval(x, y, 158, 104)
+    skin, chest = _oval(x, y, 148, 102), _oval(x, y, 136, 90)
     inside = chest < 0.8
 
     image[skin < 1] = -100  # fat under the skin
     image[chest < 1] = 50  # muscle
     image[(chest > 0.75) & (chest < 0.95) & ((z + 0.5 * np.abs(y)) % 32 < 9)] = 350  # ribs
-    image[_ellipsoid(points, (0, 0, 0), (55, 85, 200)) & inside] = -80  # fat between the lungs
-    image[_ellipsoid(points, (-75, 3, 5), (65, 104, 120)) & inside] = -850  # right lung
-    image[_ellipsoid(points, (75, 3, 5), (65, 104, 120)) & inside] = -850  # left lung
-    image[_ellipsoid(points, (-72, -5, -135), (75, 85, 62))] = 65  # liver
-    image[_ellipsoid(points, (78, 15, -138), (62, 65, 48))] = 45  # stomach and spleen
-    image[_ellipsoid(points, (0, 78, 0), (21, 17, 1000))] = 250  # spine
-    image[_ellipsoid(points, (0, 102, 0), (9, 8, 1000))] = 20  # its canal
-    image[_ellipsoid(points, (0, -96, 0), (16, 6, 110))] = 220  # sternum
+    image[_ellipsoid(points, (0, 0, 0), (50, 75, 200)) & inside] = -80  # fat between the lungs
+    image[_ellipsoid(points, (-64, 3, 5), (55, 90, 120)) & inside] = -850  # right lung
+    image[_ellipsoid(points, (64, 3, 5), (55, 90, 120)) & inside] = -850  # left lung
+    image[_ellipsoid(points, (-60, -5, -135), (65, 72, 60))] = 65  # liver
+    image[_ellipsoid(points, (65, 12, -140), (54, 56, 50))] = 45  # stomach and spleen
+    image[_ellipsoid(points, (0, 66, 0), (19, 15, 1000))] = 250  # spine
+    image[_ellipsoid(points, (0, 86, 0), (9, 8, 1000))] = 20  # its canal
+    image[_ellipsoid(points, (0, -82, 0), (15, 6, 110))] = 220  # sternum
     labels = _paint_organs(image, points, rng)
 
     texture = gaussian_filter(rng.standard_normal(SHAPE), (1.5, 1.5, 0.8)) * 400
@@ -84,8 +85,8 @@ def _paint_organs(image: np.ndarray, points: Points, rng: np.random.Generator) -
 
     lean = np.deg2rad(rng.uniform(25, 40))  # the heart lies across, its tip to the left and down
     leaning = (np.cos(lean) * x - np.sin(lean) * z, y, np.sin(lean) * x + np.cos(lean) * z)
-    centre = rng.normal((28, -32, 0), (3, 3, 2))
-    radii = rng.normal(1, 0.05) * np.array([54, 44, 40])
+    centre = rng.normal((24, -28, 0), (3, 3, 2))
+    radii = rng.normal(1, 0.05) * np.array([50, 41, 37])
     image[_ellipsoid(leaning, centre, radii * 1.1)] = -90  # fat around the heart
     heart = _ellipsoid(leaning, centre, radii)
     image[heart], labels[heart] = blood_hu, HEART
@@ -103,7 +104,10 @@ def _paint_organs(image: np.ndarray, points: Points, rng: np.random.Generator) -
 
 def _coordinates(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Millimetres of the average patient at each voxel: a patient is larger or smaller, shifted and bent."""
-    ticks = [(np.arange(size) - (size - 1) / 2) * step for size, step in zip(SHAPE, SPACING_MM, strict=True)]
+    ticks = [
+        (np.arange(size) - (size - 1) / 2) * step + centre
+        for size, step, centre in zip(SHAPE, SPACING_MM, CENTRE_MM, strict=True)
+    ]
     x, y, z = np.meshgrid(*ticks, indexing="ij")
     size = rng.uniform((0.93, 0.93, 0.96), (1.07, 1.07, 1.04))
     shift_mm = rng.normal(0, (5, 5, 3))
