@@ -94,7 +94,20 @@ def nnunet(tmp_path_factory: pytest.TempPathFactory, command: Callable) -> Simpl
         regions_class_order=[1, 2],
     )
     plan = "nnUNetv2_plan_and_preprocess"
-    command(plan, "-d", 501, 502, "-c", "2d", "-np", 1, "--verify_dataset_integrity", nnUNet_n_proc_DA="1")
+    command(
+        plan,
+        "-d",
+        501,
+        502,
+        "-c",
+        "2d",
+        "-np",
+        1,
+        "-npfp",
+        1,
+        "--verify_dataset_integrity",
+        nnUNet_n_proc_DA="1",
+    )
     command("nnUNetv2_preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1, nnUNet_n_proc_DA="1")
     return SimpleNamespace(
         raw=raw, preprocessed=folders["nnUNet_preprocessed"], results=folders["nnUNet_results"]

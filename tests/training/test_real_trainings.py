@@ -31,7 +31,7 @@ def train_predict_evaluate(
     """The whole chain on fold 0 in 2D; → metrics of the held-back test cases."""
     number, raw = int(dataset[7:10]), Path(folders["nnUNet_raw"]) / dataset
     os.makedirs(folders["nnUNet_preprocessed"], exist_ok=True)
-    plan = ("-d", number, "-c", "2d", "-np", 1, "--verify_dataset_integrity")
+    plan = ("-d", number, "-c", "2d", "-np", 1, "-npfp", 1, "--verify_dataset_integrity")
     command("nnUNetv2_plan_and_preprocess", *plan, **folders, nnUNet_n_proc_DA="1")
     command("nnUNetv2_train", number, "2d", 0, "-tr", trainer, "-device", "cpu", **folders)
     command(
