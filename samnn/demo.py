@@ -193,7 +193,8 @@ def plan(cores: int) -> Step:
     ]
     if cores <= FEW_CORES:
         command += ["-npfp", "1", "-np", "1"]
-    return Step("plan", command)
+    # planning sets torch's number of threads to nnUNet_n_proc_DA and fails with the 0 that suits small trainings
+    return Step("plan", command, {"nnUNet_n_proc_DA": "1"})
 
 
 def train(fold: Path, trainer: str, device: str, cores: int) -> Step:
