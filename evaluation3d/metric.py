@@ -21,7 +21,7 @@ class Metric:
     applied in one place, `metrics.FoundMetric.value`, so `compute` never sees a mask pair whose value is declared.
     """
 
-    unit: Literal["fraction", "mm"]
+    unit: Literal["fraction", "mm", "nats"]
     better: Literal["higher", "lower"]
     range: tuple[float, float]
     source: str
@@ -29,3 +29,4 @@ class Metric:
     if_reference_empty: OnEmpty  # a false organ
     if_prediction_empty: OnEmpty  # a missed organ
     definition: str | None = None  # which of several definitions in use, where there are several
+    needs: Literal["masks", "probabilities"] = "masks"  # `compute` gets a MaskPair, or a Calibration

@@ -16,7 +16,7 @@ MACRO = "mean of classes"
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Print the means and the failures of a `summary`; as many tables below each other as the width needs."""
-    title = f"Means over {summary['n_cases']} cases; fractions, except where mm is given; – is undefined."
+    title = f"Means over {summary['n_cases']} cases; fractions, except where a unit is given; – is undefined."
     console.print(Text(title, style="bold"))
     for metrics in _that_fit(summary, console):
         console.print(_table(summary, metrics))
@@ -36,6 +36,15 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         )
     if summary["labels"] is None:
         lines.append("No dataset.json was found: the classes are the values in the references.")
+    if summary["from_probabilities"]:
+        lines.append(
+            "ECE, Brier score, NLL: each class against all others, over all voxels that are not ignored."
+        )
+    if summary["resampled"]:
+        lines.append(
+            f"{_some(list(summary['resampled']))}: the prediction was brought onto the grid of its reference (nearest "
+            "voxel, background outside)."
+        )
     return lines + [f"Note: {note}" for note in summary["notes"]]
 
 
@@ -84,7 +93,10 @@ def _heading(summary: dict[str, Any], metric: str) -> str:
 def _number(value: float | None, metric: str, summary: dict[str, Any]) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if summary["definitions"][metric]["unit"] == "fraction" else f"{value:.2f}"
+    declared = summary["definitions"][metric]
+    if declared["needs"] == "probabilities":
+        return f"{value:.4f}"  # small, as most voxels are surely background
+    return f"{value:.3f}" if declared["unit"] == "fraction" else f"{value:.2f}"
 
 
 def _that_fit(summary: dict[str, Any], console: Console) -> list[list[str]]:

@@ -101,17 +101,28 @@ def write_volume(path: Path, volume: Volume) -> None:
         SamnnError: the target cannot be written.
     """
     _refuse_other_bytes(path)
-    grid = volume.grid
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose()))
-    image.SetSpacing(grid.spacing_mm)
-    image.SetOrigin(grid.origin_mm)
-    image.SetDirection(grid.direction)
+    image = _image(volume)
     with whole_file(path) as part:
         try:
             SimpleITK.WriteImage(image, str(part), useCompression=True)
         except RuntimeError as error:
             raise OSError(_last_line(error)) from error
         _refuse_incomplete(part)  # on a full disk SimpleITK writes half a NIfTI file without a word
+
+
+def resample_labels(volume: Volume, grid: Grid) -> Volume:
+    """Bring a label map onto `grid`, of as many axes: each voxel takes the value of the nearest one, 0 outside."""
+    identity = SimpleITK.Transform(grid.n_dims, SimpleITK.sitkIdentity)
+    image = SimpleITK.Resample(
+        _image(volume),
+        grid.shape,
+        identity,
+        SimpleITK.sitkNearestNeighbor,
+        grid.origin_mm,
+        grid.spacing_mm,
+        grid.direction,
+    )
+    return Volume(SimpleITK.GetArrayFromImage(image).transpose(), grid)
 
 
 def write_like(path: Path, voxels: np.ndarray, *, like: Path) -> None:
@@ -231,6 +242,14 @@ def _inflated_size(path: Path) -> int:
         while block := content.read(1 << 22):
             size += len(block)
     return size
+
+
+def _image(volume: Volume) -> SimpleITK.Image:
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose()))
+    image.SetSpacing(volume.grid.spacing_mm)
+    image.SetOrigin(volume.grid.origin_mm)
+    image.SetDirection(volume.grid.direction)
+    return image
 
 
 def _grid(path: Path, header: SimpleITK.Image | SimpleITK.ImageFileReader) -> Grid:
