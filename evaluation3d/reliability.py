@@ -27,7 +27,7 @@ def is_our_plot(path: Path) -> bool:
 def draw_reliability(classes: Mapping[str, Mapping[str, Any]], target: Path) -> None:
     """Draw each class of a summary that has a "reliability": its bins over all cases, on the diagonal if calibrated.
 
-    The bars show on a logarithmic scale how many voxels a bin holds.
+    Grey bars show on a logarithmic scale how many voxels a bin holds.
     """
     from matplotlib.figure import Figure
 
@@ -39,6 +39,7 @@ def draw_reliability(classes: Mapping[str, Mapping[str, Any]], target: Path) -> 
         panel.axis("off")
     for panel, (name, entry) in zip(panels, classes.items(), strict=False):
         _draw(panel, name, entry)
+    figure.supxlabel("grey: how many voxels a bin holds, on a logarithmic scale", fontsize=8, color="0.4")
     with whole_file(target) as part:
         figure.savefig(part, format="png", dpi=100, metadata=MARK)
 
@@ -47,12 +48,8 @@ def _draw(panel: Any, name: str, entry: Mapping[str, Any]) -> None:
     bins = entry["reliability"]
     n, edges = np.array(bins["n"]), np.array(bins["edges"])
     filled = n > 0
-    counts = panel.twinx()
-    counts.bar(edges[:-1], n, np.diff(edges), align="edge", color="0.88")
-    counts.set_yscale("symlog", linthresh=1)
-    counts.set_yticks([])
-    panel.set_zorder(counts.get_zorder() + 1)
-    panel.set_frame_on(False)  # else it hides the bars
+    height = np.log1p(n) / np.log1p(max(n.max(), 1))
+    panel.bar(edges[:-1], height, np.diff(edges), align="edge", color="0.9")
     panel.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle="--")
     p, y = (np.array(bins[key], float)[filled] for key in ("mean_probability", "observed_fraction"))
     panel.plot(p, y, marker="o", markersize=4, color="tab:blue")

@@ -88,9 +88,8 @@ def _opened(path: Path) -> Iterator[tuple[Header, IO[bytes]]]:
                 yield _npy_header(path, file), file
         else:
             stored = nibabel.load(path)
-            slope, intercept = stored.header.get_slope_inter()
-            dtype = _real(path, stored.header.get_data_dtype())
-            header = Header(tuple(stored.shape[::-1]), dtype, slope or 1.0, intercept or 0.0)
+            dtype = _real(path, stored.dataobj.dtype)
+            header = Header(tuple(stored.shape[::-1]), dtype, stored.dataobj.slope, stored.dataobj.inter)
             with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
                 file.seek(stored.dataobj.offset)
                 yield header, file

@@ -104,7 +104,9 @@ def voxels(tmp_path_factory, write_labels, write_dataset_json, run_evaluate):
     write_labels(prediction / "fraction.nii.gz", cube(1, 100).astype(np.float32) / 2)
     write_labels(prediction / "nan.nii.gz", np.where(cube(1, 100) == 1, np.nan, 0).astype(np.float32))
     out = root / "out"
-    return assert_refused(run_evaluate(reference, prediction, "-o", out), out), root
+    message = assert_refused(run_evaluate(reference, prediction, "-o", out))
+    assert [path.name for path in out.iterdir()] == ["unfinished.jsonl"]  # the one case that is fine
+    return message, root
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,7 @@ def test_every_fault_of_the_voxels_is_listed_at_once(voxels, file, fault):
     assert len(line) == 1
     assert fault in line[0]
     assert message.count("  - ") == 6
+    assert "1 of 7 cases are finished and kept" in message
 
 
 def test_a_results_folder_without_validation_is_refused(tmp_path, run_evaluate):
@@ -181,7 +184,7 @@ def test_an_output_folder_that_holds_label_maps_is_refused(good, run_evaluate):
     """nnU-Net would take our summary.json for its own, and labelsTr is no place for results."""
     for folder in good:
         message = assert_refused(run_evaluate(*good, "-o", folder))
-        assert f"{folder}: holds images or label maps (a.nii.gz)" in message
+        assert f"{folder}: holds images, label maps or probabilities (a.nii.gz)" in message
         assert sorted(path.name for path in folder.iterdir()) == ["a.nii.gz"]
 
 

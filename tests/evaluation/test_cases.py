@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import unicodedata
 
@@ -261,6 +262,20 @@ def test_a_case_that_nnunets_splits_hold_out_needs_a_prediction(results, splits)
     evaluation = evaluate_folder(None, results, allow_missing=True)
     assert (cases_of(evaluation), evaluation.case_set.missing) == (["a", "b", "c"], ["d"])
     assert cases_of(evaluate_folder(None, results / "fold_1")) == ["b", "c"]
+
+
+def test_folds_that_are_not_there_are_noted(results, splits):
+    held_out = [*json.loads(splits.read_text()), *[{"train": [], "val": [case]} for case in "efg"]]
+    held_out[0]["val"] = ["a"]
+    splits.write_text(json.dumps(held_out))
+    (results / "fold_1").rename(results / "fold_3")
+    held_out[3]["val"] = ["b", "c"]
+    splits.write_text(json.dumps(held_out))
+    notes = evaluate_folder(None, results).case_set.notes
+    assert notes == [
+        f"fold_1, fold_2, fold_4 of the 5 folds in {splits}: not there; 4 held-out cases are in no mean."
+    ]
+    assert evaluate_folder(None, results / "fold_0").case_set.notes == []
 
 
 def test_damaged_splits_are_named(results, splits):
