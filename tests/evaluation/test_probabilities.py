@@ -349,6 +349,63 @@ def test_bins_of_all_cases_are_put_together(folders, write_labels):
     assert sum(heart["reliability"]["n"]) == 2 * truth_of(folders).size
 
 
+EXPORT = """
+import json, sys
+import numpy as np, torch
+from pathlib import Path
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
+plans = PlansManager({
+    "transpose_forward": [1, 0, 2], "transpose_backward": [1, 0, 2], "image_reader_writer": "SimpleITKIO",
+    "configurations": {"3d_fullres": {
+        "architecture": {}, "spacing": [2.0, 1.0, 1.0],
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": resampling,
+    }},
+})
+properties = {  # (z, y, x) = (6, 8, 10) with spacing (3, 1, 1.5); the network sees (y, z, x), cropped and resampled
+    "sitk_stuff": {"spacing": (1.5, 1.0, 3.0), "origin": (-5.0, 20.0, 7.0), "direction": tuple(np.eye(3).ravel())},
+    "spacing": [3.0, 1.0, 1.5],
+    "shape_before_cropping": (8, 6, 10),
+    "bbox_used_for_cropping": [[1, 8], [0, 6], [2, 9]],
+    "shape_after_cropping_and_before_resampling": (7, 6, 7),
+}
+for name, dataset in json.loads(sys.argv[2]).items():
+    n = 2 if name == "regions" else 3
+    logits = torch.from_numpy(np.random.default_rng(5).normal(size=(n, 4, 18, 10)).astype(np.float32)) * 4
+    out = Path(sys.argv[1], name)
+    out.mkdir(parents=True)
+    export_prediction_from_logits(
+        logits, properties, plans.get_configuration("3d_fullres"), plans, dataset, str(out / "a"), True, 1
+    )
+    (out / "dataset.json").write_text(json.dumps(dataset))
+"""
+
+
+def test_what_nnunet_exports_has_the_argmax_of_the_label_map_beside_it(tmp_path, write_labels):
+    """nnU-Net itself resamples, undoes its cropping and its transposition, and writes .npz, .pkl and label map."""
+    regions = {"labels": {"background": 0, "whole": [1, 2], "aorta": 2}, "regions_class_order": [1, 2]}
+    datasets = {"softmax": {"labels": LABELS}, "regions": regions}
+    for dataset in datasets.values():
+        dataset |= {"file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
+    process = subprocess.run(
+        [sys.executable, "-c", EXPORT, tmp_path, json.dumps(datasets)], capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr
+    for name in datasets:
+        predicted, reference = tmp_path / name, tmp_path / f"reference of {name}"
+        assert {path.name for path in predicted.iterdir()} == {"a.npz", "a.pkl", "a.nii.gz", "dataset.json"}
+        labelled = read_labels(predicted / "a.nii.gz").voxels
+        assert set(np.unique(labelled)) == {0, 1, 2}
+        write_labels(reference / "a.nii.gz", labelled, origin_mm=(-5.0, 20.0, 7.0))
+        for probabilities in (False, True):
+            found = evaluate_folder(reference, predicted, probabilities=probabilities)
+            assert set(by_class(found, "dice").values()) == {1.0}
+            assert set(by_class(found, "hausdorff").values()) == {0.0}
+
+
 MEASURE = """
 import resource, sys
 from pathlib import Path
