@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import os
 import zlib
@@ -57,6 +58,8 @@ def read_volume(path: Path) -> Volume:
         image = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
         raise _unreadable(path, error) from error
+    if path.suffix.lower() == ".bmp":
+        image = _grey(image)
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise SamnnError(
             f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one."
@@ -244,6 +247,17 @@ def _inflated_size(path: Path) -> int:
     return size
 
 
+def _grey(image: SimpleITK.Image) -> SimpleITK.Image:
+    """Undo that ITK reads every BMP in colour: one channel, where red, green and blue are the same."""
+    if image.GetNumberOfComponentsPerPixel() == 1:
+        return image
+    red, *others = [
+        SimpleITK.VectorIndexSelectionCast(image, c) for c in range(image.GetNumberOfComponentsPerPixel())
+    ]
+    same = all(SimpleITK.Hash(red) == SimpleITK.Hash(other) for other in others)
+    return red if same else image
+
+
 def _image(volume: Volume) -> SimpleITK.Image:
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose()))
     image.SetSpacing(volume.grid.spacing_mm)
@@ -254,12 +268,28 @@ def _image(volume: Volume) -> SimpleITK.Image:
 
 def _grid(path: Path, header: SimpleITK.Image | SimpleITK.ImageFileReader) -> Grid:
     spacing, origin, direction = header.GetSpacing(), header.GetOrigin(), header.GetDirection()
+    if path.suffix.lower() in (".tif", ".tiff") and header.GetDimension() == 3:
+        spacing = _spacing_beside(path) or spacing
     if not np.isfinite([*spacing, *origin, *direction]).all() or min(spacing) <= 0:
         raise SamnnError(
             f"{path}: spacing {spacing}, origin {origin} or direction is not finite and positive. "
             "Its header is damaged; export it again from the source."
         )
     return Grid(header.GetSize(), spacing, origin, direction)
+
+
+def _spacing_beside(path: Path) -> tuple[float, ...] | None:
+    """The spacing of a 3-D TIFF, which nnU-Net keeps in a .json of the same name, there in (z, y, x) order."""
+    beside = path.with_suffix(".json")
+    try:
+        z_mm, y_mm, x_mm = map(float, json.loads(beside.read_text(encoding="utf-8"))["spacing"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SamnnError(
+            f'{beside}: cannot be read as the spacing of {path.name} ({error}). nnU-Net writes {{"spacing": [z, y, x]}}.'
+        ) from error
+    return x_mm, y_mm, z_mm
 
 
 def _unreadable(path: Path, error: Exception) -> SamnnError:

@@ -128,16 +128,6 @@ def test_a_name_matches_in_either_way_of_writing_an_umlaut(folders, write_labels
     assert "Jörg" in cases_of(evaluate_folder(*folders))
 
 
-def test_two_dimensional_images(tmp_path, write_labels):
-    picture = np.zeros((20, 30), np.uint8)
-    picture[5:9, 5:9] = 1
-    write_labels(tmp_path / "r" / "a.png", picture)
-    write_labels(tmp_path / "p" / "a.png", np.roll(picture, 1, axis=0))
-    found = evaluate_folder(tmp_path / "r", tmp_path / "p").results["a"]["1"].values
-    assert found["dice"] == 0.75
-    assert found["hausdorff"] == 1.5  # the spacing along x, which a PNG can hold
-
-
 def test_whole_numbers_stored_as_floats_are_labels(folders, write_labels):
     write_labels(folders[1] / "a.nii.gz", cube().astype(np.float32))
     assert evaluate_folder(*folders).results["a"]["1"].values["dice"] == 1.0

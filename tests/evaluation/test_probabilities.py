@@ -391,7 +391,10 @@ def test_what_nnunet_exports_has_the_argmax_of_the_label_map_beside_it(tmp_path,
     for dataset in datasets.values():
         dataset |= {"file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
     process = subprocess.run(
-        [sys.executable, "-c", EXPORT, tmp_path, json.dumps(datasets)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", EXPORT, tmp_path, json.dumps(datasets)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert process.returncode == 0, process.stderr
     for name in datasets:
