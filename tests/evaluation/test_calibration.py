@@ -13,7 +13,6 @@ from hypothesis.extra import numpy as arrays
 from samnn.evaluation3d.calibration import N_BINS, NOTHING, measure
 from samnn.evaluation3d.metrics import brier, ece, nll
 
-
 METRICS = {"brier": brier, "ece": ece, "nll": nll}
 
 

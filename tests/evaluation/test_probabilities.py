@@ -237,6 +237,30 @@ def test_damaged_npz_files_are_named(folders, change):
         evaluate_folder(*folders)
 
 
+@pytest.mark.parametrize("ending", [".npz", ".nii.gz"])
+def test_numbers_that_fail_their_checksum_are_refused(folders, ending):
+    """A byte of a stored .npz is another one; the checksum at the end of a .nii.gz is."""
+    path = folders[1] / f"a{ending}"
+    if ending == ".npz":
+        np.savez(path, probabilities=np.full((3, *SHAPE[::-1]), 1 / 3))
+        content = bytearray(path.read_bytes())
+        content[1000] ^= 1  # the last bit of some number
+    else:
+        nibabel.save(nibabel.Nifti1Image(softmax().transpose(), np.diag([-1.5, -1, 3, 1])), path)
+        content = bytearray(path.read_bytes())
+        content[-8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SamnnError, match=f"{path}: cannot be read .*CRC"):
+        evaluate_folder(*folders, probabilities=True)
+
+
+def test_of_equal_probabilities_the_first_class_is_taken(folders):
+    """As argmax does, and so nnU-Net."""
+    p = np.full((3, *SHAPE[::-1]), np.float32([0.2, 0.4, 0.4]).reshape(3, 1, 1, 1))
+    save(folders[1] / "a.npz", p)
+    assert by_class(evaluate_folder(*folders), "sensitivity") == {"heart": 1, "aorta": 0}
+
+
 def test_an_npz_that_ends_before_its_shape_does_is_cut_short(folders):
     path = save(folders[1] / "a.npz", softmax())
     with zipfile.ZipFile(path) as archive:
