@@ -92,10 +92,12 @@ def find_cases(
     channels = _channels(labels, labels_source, prediction, results) if probabilities else None
 
     problems: list[str] = []
-    references = _files([reference], endings, problems)
-    if channels is not None:
+    references = _files([reference], endings, "label maps", problems)
+    if channels is None:
+        predictions = _files(folders, endings, "label maps", problems)
+    else:
         endings = NPZ if _holds(folders, NPZ) else NIFTI
-    predictions = _files(folders, endings, problems)
+        predictions = _files(folders, endings, "saved probabilities", problems)
     if not references or not predictions:
         raise Problems(f"{prediction}: cannot be evaluated against {reference}.", problems)
     for name in sorted(predictions.keys() - references.keys()):
@@ -181,13 +183,12 @@ def _visible(folder: Path, endings: tuple[str, ...]) -> list[Path]:
     return [path for path in visible if path.name.endswith(endings)]
 
 
-def _files(folders: list[Path], endings: tuple[str, ...], problems: list[str]) -> dict[str, Path]:
+def _files(folders: list[Path], endings: tuple[str, ...], what: str, problems: list[str]) -> dict[str, Path]:
     """Map case names to files; other files are not looked at, and neither are hidden ones."""
     found: dict[str, Path] = {}
     for folder in folders:
         here = _visible(folder, endings)
         if not here:
-            what = "saved probabilities" if endings == NPZ else "label maps"
             problems.append(f"{folder}: holds no {what} (files ending in {', '.join(endings)}).")
         for path in here:
             ending = next(ending for ending in endings if path.name.endswith(ending))

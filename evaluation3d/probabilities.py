@@ -39,8 +39,9 @@ class Channels:
         """
         order = read_dataset_json(dataset_json).get("regions_class_order")
         if order is not None and any(len(values) > 1 for values in labels.classes.values()):
-            known = labels.values - {0, labels.ignore}
-            if not isinstance(order, list) or len(order) != len(labels.classes) or not set(order) <= known:
+            known = sorted(labels.values - {0, labels.ignore})
+            fits = isinstance(order, list) and len(order) == len(labels.classes)
+            if not fits or any(value not in known for value in order):
                 raise SamnnError(
                     f"{dataset_json}: regions_class_order is {order}; expected one label value for each of "
                     f"{len(labels.classes)} regions."
@@ -66,9 +67,8 @@ def check_probabilities(path: Path, grid: Grid, channels: Channels) -> None:
         SamnnError: the file is unreadable, or has another shape, number of channels, or place.
     """
     shape = read_header(path).shape
-    in_space = (
-        shape[2:] if len(shape) == grid.n_dims + 2 and shape[1] == 1 else shape[1:]
-    )  # nnU-Net's 2D: (c, 1, y, x)
+    is_one_slice = len(shape) == grid.n_dims + 2 and shape[1] == 1  # how nnU-Net saves two dimensions
+    in_space = shape[2:] if is_one_slice else shape[1:]
     if in_space != grid.shape[::-1]:
         raise SamnnError(
             f"{path}: has the shape {shape}; expected classes, then (z, y, x) of its reference, {grid.shape[::-1]}. "
@@ -94,7 +94,7 @@ def read_probabilities(
     """Return the label map that the probabilities stand for, and the calibration of every class.
 
     The file holds class after class, so a voxel needs its best probability so far, the sum and the label, whatever
-    the number of classes. `reference` and the label map: (x, y, z), or (x, y).
+    the number of classes; and one more sum for each class of several channels. `reference` and the label map: (x, y, z), or (x, y).
 
     Raises:
         SamnnError: as `read_blocks`, or numbers are no probabilities: outside of 0 to 1, or with another sum than 1.
@@ -105,7 +105,7 @@ def read_probabilities(
     total = np.zeros(len(truth), np.float32)
     several: dict[
         str, np.ndarray
-    ] = {}  # the sums over classes of more than one channel, until their last one
+    ] = {}  # of classes of several channels: their sum so far, until the last one
     calibrations = dict.fromkeys(labels.classes, NOTHING)
     for channel, start, p in read_blocks(path):
         here = slice(start, start + len(p))

@@ -285,8 +285,8 @@ def evaluate(
         write_outputs(evaluation, out)
     print_summary(summarise(evaluation), Console())
     if out is not None:
-        plot = f", {out / 'reliability.png'}" if evaluation.case_set.channels is not None else ""
-        typer.echo(f"Written: {out / 'metrics.csv'} and {out / 'summary.json'}{plot}")
+        plot = f"{out / 'reliability.png'}, " if evaluation.case_set.channels is not None else ""
+        typer.echo(f"Written: {plot}{out / 'metrics.csv'} and {out / 'summary.json'}")
     else:
         typer.echo("Nothing was written; -o OUT writes metrics.csv and summary.json.")
 

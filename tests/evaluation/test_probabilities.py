@@ -15,6 +15,7 @@ import pytest
 
 from samnn.errors import SamnnError
 from samnn.evaluation3d import evaluate_folder, summarise, write_outputs
+from samnn.evaluation3d.stored import read_blocks
 from samnn.io import read_labels
 
 LABELS = {"background": 0, "heart": 1, "aorta": 2}
@@ -251,7 +252,7 @@ def test_numbers_that_fail_their_checksum_are_refused(folders, ending):
         content[-8] ^= 1
     path.write_bytes(content)
     with pytest.raises(SamnnError, match=f"{path}: cannot be read .*CRC"):
-        evaluate_folder(*folders, probabilities=True)
+        list(read_blocks(path))
 
 
 def test_of_equal_probabilities_the_first_class_is_taken(folders):
@@ -298,6 +299,8 @@ def test_probabilities_need_the_dataset_json_of_their_model(folders):
         ({"background": 0, "heart": 1, "aorta": 5}, None, "the label values are 0, 1, 5"),
         ({"background": 0, "whole": [1, 2], "aorta": 2}, [1], "regions_class_order is"),
         ({"background": 0, "whole": [1, 2], "aorta": 2}, [1, 7], "regions_class_order is"),
+        ({"background": 0, "whole": [1, 2], "aorta": 2}, [1, [2]], "regions_class_order is"),
+        ({"background": 0, "whole": [1, 2], "aorta": 2}, 1, "regions_class_order is"),
     ],
 )
 def test_labels_that_no_model_can_have_are_refused(folders, write_dataset_json, labels, order, fault):
