@@ -138,8 +138,8 @@ def read_probabilities(
             counted = truth[here] != labels.ignore if labels.ignore is not None else slice(None)
             is_member = np.isin(truth[here][counted], members)
             calibrations[name] += measure(np.clip(p_class[counted], 0, 1), is_member)
-    if channels.region_values is None and np.abs(total - 1).max() > TOLERANCE:
-        worst = total[np.abs(total - 1).argmax()]
+    worst = max(total.min(), total.max(), key=lambda of_a_voxel: abs(of_a_voxel - 1))
+    if channels.region_values is None and abs(worst - 1) > TOLERANCE:
         raise SamnnError(
             f"{path}: the probabilities of a voxel add up to {worst:g}; expected 1 within {TOLERANCE:g}. Are they of "
             "a model with regions? Name with --labels its dataset.json, which has regions_class_order."
