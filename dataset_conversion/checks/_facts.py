@@ -1,0 +1,195 @@
+"""Facts: what is kept of a file once it was decoded, small enough to hold those of all cases in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from samnn.errors import SamnnError
+from samnn.geometry import Grid
+
+from ._dataset import Case, Dataset, what_is
+from ._read import Picture, Reader
+
+MOST_VALUES = 1000  # more different values than this: an image, not a label map
+
+
+@dataclass(frozen=True)
+class Region:
+    """The voxels of one value in a label map."""
+
+    n_voxels: int
+    centroid_mm: tuple[float, ...]  # world axes as in ITK: +x is the patient's left
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One file. `unreadable` says why there are no further facts."""
+
+    unreadable: str = ""
+    grid: Grid | None = None
+    n_channels: int = 1
+    dtype: str = ""
+    n_nan: int = 0
+    n_infinite: int = 0
+    lowest: float = 0.0
+    highest: float = 0.0
+    digest: str = ""  # of shape and voxels as float32, which is how nnU-Net reads them
+    regions: dict[int, Region] = field(default_factory=dict)  # of a label map, by value; 0 is left out
+    broken_values: tuple[float, ...] = ()  # a few values of a label map that are not whole numbers
+    too_many_values: bool = False
+
+    @property
+    def is_constant(self) -> bool:
+        return self.lowest == self.highest
+
+    def volume(self, value: int) -> float:
+        """Volume of a region in ml, or its area in mm² in a 2D image."""
+        in_mm = self.regions[value].n_voxels * float(np.prod(self.grid.spacing_mm))
+        return in_mm / 1000 if self.grid.n_dims == 3 else in_mm
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """The facts of one case's files."""
+
+    case: Case
+    images: dict[int, Facts]
+    labels: Facts | None
+
+    @property
+    def name(self) -> str:
+        return self.case.name
+
+    @property
+    def regions(self) -> dict[int, Region]:
+        return self.labels.regions if self.labels else {}
+
+    @property
+    def image(self) -> Facts | None:
+        """The facts of the first channel, if it could be read."""
+        first = self.images.get(min(self.images, default=0))
+        return first if first and not first.unreadable else None
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that a check may look at."""
+
+    dataset: Dataset
+    cases: list[CaseFacts]
+
+    @property
+    def training(self) -> list[CaseFacts]:
+        return [facts for facts in self.cases if not facts.case.test]
+
+    def with_labels(self) -> Iterator[CaseFacts]:
+        """The cases whose label map could be read."""
+        return (facts for facts in self.cases if facts.labels and not facts.labels.unreadable)
+
+    def classes(self) -> dict[str, tuple[int, ...]]:
+        """Class names and their values; the values found where dataset.json does not say them."""
+        if self.dataset.labels is not None:
+            return self.dataset.labels.classes
+        found = {value for facts in self.with_labels() for value in facts.regions}
+        return {str(value): (value,) for value in sorted(found)}
+
+
+def measure(case: Case, reader: Reader) -> CaseFacts:
+    """Decode each file of a case once, one after the other."""
+    images = {channel: _facts(path, reader, is_labels=False) for channel, path in case.images.items()}
+    return CaseFacts(case, images, _facts(case.labels, reader, is_labels=True) if case.labels else None)
+
+
+def _facts(path: Path, reader: Reader, *, is_labels: bool) -> Facts:
+    if not path.is_file():
+        return Facts(unreadable=f"is {what_is(path)}")
+    try:
+        return _look_through(reader(path), is_labels=is_labels)
+    except SamnnError as problem:
+        return Facts(unreadable=str(problem).removeprefix(f"{path}: ").rstrip("."))
+    except MemoryError:
+        return Facts(unreadable="does not fit into memory")
+    except Exception as problem:  # readers raise what they like on damaged files
+        words = " ".join(str(problem).split()) or type(problem).__name__
+        return Facts(unreadable=f"cannot be read ({words[:200]})")
+
+
+def _look_through(picture: Picture, *, is_labels: bool) -> Facts:
+    """Everything in one pass over slabs of the last spatial axis, so that little more than the voxels is held."""
+    voxels, grid = picture.voxels, picture.grid
+    if voxels.dtype.kind not in "biuf" or not voxels.size:
+        raise SamnnError(f"holds {voxels.size} voxels of type {voxels.dtype}; expected real numbers")
+    n_channels = voxels.shape[grid.n_dims] if voxels.ndim > grid.n_dims else 1
+    digest = hashlib.blake2b(repr(voxels.shape).encode(), digest_size=16)
+    n_nan = n_infinite = 0
+    lowest, highest = np.inf, -np.inf
+    sums = _RegionSums(grid) if is_labels and n_channels == 1 else None
+    for index in range(grid.shape[-1]):
+        slab = voxels[(slice(None),) * (grid.n_dims - 1) + (index,)]
+        with np.errstate(over="ignore"):
+            numbers = np.asfortranarray(slab, np.float32)
+        digest.update(numbers.tobytes(order="F"))
+        if slab.dtype.kind == "f":
+            finite = np.isfinite(numbers)
+            n_nan += int(np.isnan(numbers).sum())
+            n_infinite += int(np.isinf(numbers).sum())
+            numbers = numbers[finite]
+        if numbers.size:
+            lowest, highest = min(lowest, float(numbers.min())), max(highest, float(numbers.max()))
+        if sums is not None and not n_nan and not n_infinite:
+            sums.add(slab, index)
+    return Facts(
+        grid=grid,
+        n_channels=n_channels,
+        dtype=str(voxels.dtype),
+        n_nan=n_nan,
+        n_infinite=n_infinite,
+        lowest=lowest,
+        highest=highest,
+        digest=digest.hexdigest(),
+        regions=sums.regions() if sums else {},
+        broken_values=tuple(sorted(sums.broken)[:5]) if sums else (),
+        too_many_values=sums is not None and sums.too_many,
+    )
+
+
+class _RegionSums:
+    """Voxel counts and sums of indices by value, gathered slab by slab."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.broken: set[float] = set()
+        self.too_many = False
+        self._sums: dict[int, np.ndarray] = {}  # value → (number of voxels, sum of each index)
+
+    def add(self, slab: np.ndarray, index: int) -> None:
+        """Add the voxels of a slab, the last axis of which is left out, at `index` of that axis."""
+        where = np.nonzero(slab)
+        numbers = slab[where]
+        if numbers.dtype.kind == "f":
+            numbers = numbers.astype(np.float32)  # what nnU-Net sees
+        values, which = np.unique(numbers, return_inverse=True)
+        self.broken |= {float(value) for value in values[values != np.rint(values)][:5]}
+        self.too_many |= len(self._sums.keys() | {*values.tolist()}) > MOST_VALUES
+        if self.broken or self.too_many:
+            return
+        n_voxels = np.bincount(which, minlength=len(values))
+        along = [np.bincount(which, weights=indices, minlength=len(values)) for indices in where]
+        for value, *sums in zip(values.tolist(), n_voxels, *along, n_voxels * index, strict=True):
+            self._sums[int(value)] = self._sums.get(int(value), 0) + np.asarray(sums, float)
+
+    def regions(self) -> dict[int, Region]:
+        if self.broken or self.too_many:
+            return {}
+        n = self.grid.n_dims
+        matrix = np.reshape(self.grid.direction, (n, n)) * np.asarray(self.grid.spacing_mm)
+        regions = {}
+        for value, (n_voxels, *index_sums) in sorted(self._sums.items()):
+            centroid_mm = np.asarray(self.grid.origin_mm) + matrix @ (np.asarray(index_sums) / n_voxels)
+            regions[value] = Region(int(n_voxels), tuple(centroid_mm.tolist()))
+        return regions
