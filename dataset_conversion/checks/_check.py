@@ -46,7 +46,7 @@ class Report:
 def check(folder_or_id: str, *, workers: int | None = None, show_progress: bool = False) -> Report:
     """Check a raw dataset, a folder or as in nnU-Net's commands a number; nothing is changed.
 
-    Each process holds the voxels of one file at a time.
+    Each process holds one label map and at most two images at a time.
 
     Raises:
         SamnnError: there is no such folder, or a worker process died.

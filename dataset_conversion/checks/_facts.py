@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from samnn.geometry import Grid
 from ._dataset import Case, Dataset, what_is
 from ._read import Picture, Reader
 
+RANKED_VOXELS = 1_000_000  # of an image are enough to rank its voxels by
 MOST_VALUES = 1000  # more different values than this: an image, not a label map
 
 
@@ -24,6 +26,9 @@ class Region:
 
     n_voxels: int
     centroid_mm: tuple[float, ...]  # world axes as in ITK: +x is the patient's left
+    brightness: (
+        tuple[float, float] | None
+    )  # mean and standard deviation of the ranks of its voxels in the image
 
 
 @dataclass(frozen=True)
@@ -100,26 +105,35 @@ class Data:
 
 
 def measure(case: Case, reader: Reader) -> CaseFacts:
-    """Decode each file of a case once, one after the other."""
-    images = {channel: _facts(path, reader, is_labels=False) for channel, path in case.images.items()}
-    return CaseFacts(case, images, _facts(case.labels, reader, is_labels=True) if case.labels else None)
+    """Decode each file of a case once, one after the other; the first image is held until the label map is done."""
+    first: Picture | None = None
+    images = {}
+    for channel, path in sorted(case.images.items()):
+        images[channel], picture = _facts(path, reader)
+        if channel == min(case.images) and not images[channel].n_nan + images[channel].n_infinite:
+            first = picture
+    labels = _facts(case.labels, reader, is_labels=True, image=first)[0] if case.labels else None
+    return CaseFacts(case, images, labels)
 
 
-def _facts(path: Path, reader: Reader, *, is_labels: bool) -> Facts:
+def _facts(
+    path: Path, reader: Reader, *, is_labels: bool = False, image: Picture | None = None
+) -> tuple[Facts, Picture | None]:
     if not path.is_file():
-        return Facts(unreadable=f"is {what_is(path)}")
+        return Facts(unreadable=f"is {what_is(path)}"), None
     try:
-        return _look_through(reader(path), is_labels=is_labels)
+        picture = reader(path)
+        return _look_through(picture, is_labels=is_labels, image=image), picture
     except SamnnError as problem:
-        return Facts(unreadable=str(problem).removeprefix(f"{path}: ").rstrip("."))
+        words = str(problem).removeprefix(f"{path}: ").rstrip(".")
     except MemoryError:
-        return Facts(unreadable="does not fit into memory")
+        words = "does not fit into memory"
     except Exception as problem:  # readers raise what they like on damaged files
-        words = " ".join(str(problem).split()) or type(problem).__name__
-        return Facts(unreadable=f"cannot be read ({words[:200]})")
+        words = f"cannot be read ({(' '.join(str(problem).split()) or type(problem).__name__)[:200]})"
+    return Facts(unreadable=words), None
 
 
-def _look_through(picture: Picture, *, is_labels: bool) -> Facts:
+def _look_through(picture: Picture, *, is_labels: bool, image: Picture | None) -> Facts:
     """Everything in one pass over slabs of the last spatial axis, so that little more than the voxels is held."""
     voxels, grid = picture.voxels, picture.grid
     if voxels.dtype.kind not in "biuf" or not voxels.size:
@@ -128,7 +142,7 @@ def _look_through(picture: Picture, *, is_labels: bool) -> Facts:
     digest = hashlib.blake2b(repr(voxels.shape).encode(), digest_size=16)
     n_nan = n_infinite = 0
     lowest, highest = np.inf, -np.inf
-    sums = _RegionSums(grid) if is_labels and n_channels == 1 else None
+    sums = _RegionSums(grid, image) if is_labels and n_channels == 1 else None
     for index in range(grid.shape[-1]):
         slab = voxels[(slice(None),) * (grid.n_dims - 1) + (index,)]
         with np.errstate(over="ignore"):
@@ -161,11 +175,12 @@ def _look_through(picture: Picture, *, is_labels: bool) -> Facts:
 class _RegionSums:
     """Voxel counts and sums of indices by value, gathered slab by slab."""
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, image: Picture | None) -> None:
         self.grid = grid
+        self.ranks = _Ranks(image) if image is not None and image.voxels.shape == grid.shape else None
         self.broken: set[float] = set()
         self.too_many = False
-        self._sums: dict[int, np.ndarray] = {}  # value → (number of voxels, sum of each index)
+        self._sums: dict[int, np.ndarray] = {}  # value → sums of ranks, their squares, voxels, each index
 
     def add(self, slab: np.ndarray, index: int) -> None:
         """Add the voxels of a slab, the last axis of which is left out, at `index` of that axis."""
@@ -180,7 +195,9 @@ class _RegionSums:
             return
         n_voxels = np.bincount(which, minlength=len(values))
         along = [np.bincount(which, weights=indices, minlength=len(values)) for indices in where]
-        for value, *sums in zip(values.tolist(), n_voxels, *along, n_voxels * index, strict=True):
+        ranks = self.ranks.of(index, where) if self.ranks else np.zeros(len(which))
+        moments = [np.bincount(which, weights=ranks**power, minlength=len(values)) for power in (1, 2)]
+        for value, *sums in zip(values.tolist(), *moments, n_voxels, *along, n_voxels * index, strict=True):
             self._sums[int(value)] = self._sums.get(int(value), 0) + np.asarray(sums, float)
 
     def regions(self) -> dict[int, Region]:
@@ -189,7 +206,23 @@ class _RegionSums:
         n = self.grid.n_dims
         matrix = np.reshape(self.grid.direction, (n, n)) * np.asarray(self.grid.spacing_mm)
         regions = {}
-        for value, (n_voxels, *index_sums) in sorted(self._sums.items()):
+        for value, (ranks, squares, n_voxels, *index_sums) in sorted(self._sums.items()):
             centroid_mm = np.asarray(self.grid.origin_mm) + matrix @ (np.asarray(index_sums) / n_voxels)
-            regions[value] = Region(int(n_voxels), tuple(centroid_mm.tolist()))
+            mean, variance = ranks / n_voxels, squares / n_voxels - (ranks / n_voxels) ** 2
+            brightness = (mean, max(variance, 0.0) ** 0.5) if self.ranks else None
+            regions[value] = Region(int(n_voxels), tuple(centroid_mm.tolist()), brightness)
         return regions
+
+
+class _Ranks:
+    """The rank of a voxel in its image: the part of all voxels, 0 to 1, that are darker."""
+
+    def __init__(self, image: Picture) -> None:
+        self.image = image
+        every = max(1, math.ceil((image.voxels.size / RANKED_VOXELS) ** (1 / image.voxels.ndim)))
+        sample = image.voxels[(slice(None, None, every),) * image.voxels.ndim]
+        self.quantiles = np.quantile(sample, np.linspace(0, 1, 257))
+
+    def of(self, index: int, where: tuple[np.ndarray, ...]) -> np.ndarray:
+        """The ranks at the places `where` of the slab at `index` of the last axis."""
+        return np.searchsorted(self.quantiles, self.image.voxels[(*where, index)]) / len(self.quantiles)
