@@ -25,9 +25,10 @@ def find(data: Data) -> Iterator[Finding]:
         if not facts.regions:
             yield warning(facts.case.labels, "holds background only", "Is it the right file?")
     filled = [facts for facts in labelled if facts.regions]
+    any_training = any(not facts.case.test for facts in labelled)
     for name, values in data.classes().items():
         holding = [facts for facts in filled if facts.regions.keys() & values]
-        if not [facts for facts in holding if not facts.case.test] and data.dataset.training:
+        if any_training and all(facts.case.test for facts in holding):
             yield warning(
                 data.dataset.json,
                 f"class {name!r} is in no training case",
