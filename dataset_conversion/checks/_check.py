@@ -89,7 +89,7 @@ def _measured(dataset: Dataset, workers: int | None, show_progress: bool) -> Ite
     if reader is None:
         return
     # before the files are read their bytes stand for their voxels: a compressed CT has about one a voxel
-    n_bytes = sum(os.path.getsize(path) for case in cases for path in case.files if path.is_file())
+    n_bytes = sum(os.path.getsize(path) for case in cases for path in case.files if os.path.isfile(path))
     workers = workers or sensible_workers(len(cases), n_bytes)
     with closing(each_case(measure, cases, reader, workers=workers)) as finished:
         console = Console(stderr=True, quiet=not show_progress)

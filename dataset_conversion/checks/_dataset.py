@@ -15,7 +15,7 @@ from samnn.labels import LabelSet, read_dataset_json
 from .._layout import raw_root
 from ._read import ENDINGS
 
-CHANNEL = re.compile(r"(.+)_([0-9]{4})")
+CHANNEL = re.compile(r"(.+)_([0-9]{4})", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def find_folder(folder_or_id: str) -> Path:
         SamnnError: there is no such folder, or several have that number.
     """
     path = Path(folder_or_id)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
     if re.fullmatch(r"[0-9]{1,3}", folder_or_id):
         root = raw_root(None)
@@ -84,7 +84,7 @@ def find_folder(folder_or_id: str) -> Path:
         return found[0]
     if folder_or_id.startswith("Dataset") and os.environ.get("nnUNet_raw"):
         path = raw_root(None) / folder_or_id
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise SamnnError(
             f"{path}: {'is not a folder' if os.path.lexists(path) else 'no such folder'}. "
             "Name a raw dataset (DatasetXXX_Name), or its number if nnUNet_raw is set."
@@ -189,14 +189,18 @@ def _stems(dataset: Dataset, folder: Path) -> list[str]:
         if name.endswith(dataset.file_ending):
             if name.startswith("."):
                 dataset.strays.append((path, "is hidden, but nnU-Net takes it for a case"))
-            elif path.is_file():
+            elif os.path.isfile(path):
                 stems.append(stem)
             else:
                 dataset.strays.append((path, f"is {what_is(path)}, and nnU-Net leaves it out"))
         elif not name.startswith(".") and not (
             dataset.file_ending in (".tif", ".tiff") and name.endswith(".json")
         ):
-            what = f"is {what_is(path)}" if not path.is_file() else f"does not end in {dataset.file_ending}"
+            what = (
+                f"is {what_is(path)}"
+                if not os.path.isfile(path)
+                else f"does not end in {dataset.file_ending}"
+            )
             dataset.strays.append((path, f"{what}, and nnU-Net leaves it out"))
     return stems
 
@@ -211,8 +215,8 @@ def names_in(folder: Path) -> list[str]:
 
 def what_is(path: Path) -> str:
     """What lies at a path that is not a file."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return "a folder"
-    if path.is_symlink() and not path.exists():
+    if os.path.islink(path) and not os.path.exists(path):
         return "a link to nowhere"
     return "no regular file" if os.path.lexists(path) else "missing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,7 @@ def measure(case: Case, reader: Reader) -> CaseFacts:
 def _facts(
     path: Path, reader: Reader, *, is_labels: bool = False, image: Picture | None = None
 ) -> tuple[Facts, Picture | None]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return Facts(unreadable=f"is {what_is(path)}"), None
     try:
         picture = reader(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def read_tiff_stack(path: Path) -> Picture:
     stem = path.name.removesuffix(path.suffix)
     beside = path.with_name(f"{stem[:-5] if path.parent.name.startswith('images') else stem}.json")
     spacing_mm = (1.0, 1.0, 1.0)
-    if beside.is_file():
+    if os.path.isfile(beside):
         spacing_mm = tuple(float(step) for step in reversed(json.loads(beside.read_text())["spacing"]))
         if len(spacing_mm) != 3 or not all(0 < step < math.inf for step in spacing_mm):
             raise SamnnError(f"{beside}: expected three positive numbers as spacing; found {spacing_mm}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def print_report(report: Report, console: Console, *, dry_run: bool = False) -> 
         console.print(Text("Would be mended:" if dry_run else "Mended:", style="bold green"))
         _print_entries([(name, f"{finding.path}: {finding.fix.words}") for name, finding in mended], console)
     for problem in report.not_fixed:
-        console.print(Text(f"Could not be mended: {problem}", style="bold red"), soft_wrap=True)
+        console.print(Text(_shown(f"Could not be mended: {problem}"), style="bold red"), soft_wrap=True)
     for severity in Severity:
         found = [(name, str(finding)) for name, finding in report.findings if finding.severity is severity]
         if found:
@@ -64,7 +63,7 @@ def write_report(report: Report, path: Path) -> None:
         **summarise(report.data),
         "findings": [_entry(*entry, fixed=False) for entry in report.findings]
         + [_entry(*entry, fixed=True) for entry in report.fixed],
-        "not_fixed": report.not_fixed,
+        "not_fixed": [_shown(problem) for problem in report.not_fixed],
     }
     write_json(path, content)
 
@@ -107,9 +106,9 @@ def _entry(name: str, finding: Finding, *, fixed: bool) -> dict[str, Any]:
         "severity": finding.severity.value,
         "check": name,
         "path": _shown(finding.path),
-        "wrong": finding.wrong,
-        "cure": finding.cure,
-        "fix": finding.fix.words if finding.fix else None,
+        "wrong": _shown(finding.wrong),
+        "cure": _shown(finding.cure),
+        "fix": _shown(finding.fix.words) if finding.fix else None,
         "fixed": fixed,
     }
 
@@ -122,7 +121,7 @@ def _table(summary: dict[str, Any]) -> Table:
     for name, entry in summary["classes"].items():
         median, span = entry["volume_median"], entry["volume_range"]
         table.add_row(
-            Text(name),
+            Text(_shown(name)),
             f"{entry['n_cases']} of {summary['n_labelled']}",
             "–" if median is None else f"{median:.3g}",
             "–" if span is None else f"{span[0]:.3g} to {span[1]:.3g}",
@@ -135,7 +134,7 @@ def _print_entries(entries: list[tuple[str, str]], console: Console) -> None:
         found = [words for _, words in group]
         console.print(Text(f"  {name}", style="bold"))
         for words in found[:MOST_SHOWN]:
-            console.print(Text(f"  - {words}"), soft_wrap=True)
+            console.print(Text(f"  - {_shown(words)}"), soft_wrap=True)
         if len(found) > MOST_SHOWN:
             console.print(Text(f"    and {len(found) - MOST_SHOWN} more (-o FILE lists all)"))
 
@@ -144,6 +143,6 @@ def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _shown(path: Path) -> str:
-    """A path as text, whatever bytes its name holds."""
-    return os.fsencode(path).decode(errors="backslashreplace")
+def _shown(text: object) -> str:
+    """A path or message with whatever cannot be printed, bytes that are no UTF-8 among them, as codes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -17,7 +17,7 @@ def find(data: Data) -> Iterator[Finding]:
     dataset = data.dataset
     if not dataset.lists_its_files:
         for kind in ("imagesTr", "labelsTr"):
-            if not (dataset.folder / kind).is_dir() and dataset.description.get("numTraining") != 0:
+            if not os.path.isdir(dataset.folder / kind) and dataset.description.get("numTraining") != 0:
                 yield error(
                     dataset.folder / kind, f"is {what_is(dataset.folder / kind)}", "Make it; nnU-Net stops"
                 )
@@ -42,7 +42,7 @@ def find(data: Data) -> Iterator[Finding]:
 
 def _stray(path: Path, why: str, ending: str) -> Finding:
     twin = path.with_name(f"{path.name}.gz")
-    if path.name.endswith(".nii") and twin.is_file():
+    if path.name.endswith(".nii") and os.path.isfile(twin):
         return error(
             path, f"lies beside {twin.name} and would be read in its place", "Move one of the two away"
         )
@@ -63,7 +63,7 @@ def _incomplete(case: Case, dataset: Dataset) -> Iterator[Finding]:
     if case.labels is None and not case.test:
         yield error(first, f"has no label map {case.name}{dataset.file_ending}", "Add it to labelsTr")
     for path in case.files:
-        if dataset.lists_its_files and not case.test and not path.is_file():
+        if dataset.lists_its_files and not case.test and not os.path.isfile(path):
             yield error(path, f"is {what_is(path)}", "dataset.json names it: add it, or take the case out")
     if dataset.n_channels is None:
         return

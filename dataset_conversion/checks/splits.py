@@ -16,7 +16,7 @@ def find(data: Data) -> Iterator[Finding]:
     if not os.environ.get("nnUNet_preprocessed"):
         return
     path = Path(os.environ["nnUNet_preprocessed"]) / data.dataset.folder.resolve().name / "splits_final.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return
     try:
         folds = [(set(fold["train"]), set(fold["val"])) for fold in json.loads(path.read_text("utf-8"))]

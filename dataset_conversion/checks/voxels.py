@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,8 @@ def find(data: Data) -> Iterator[Finding]:
 
 def _image(path: Path, image: Facts) -> Iterator[Finding]:
     if image.unreadable:
-        if not (path.exists() or path.is_symlink()):
-            return  # a file that dataset.json names: said elsewhere
-        yield error(path, image.unreadable, "Copy or export it again, or take its case out")
+        if os.path.isfile(path):  # other things than files are said elsewhere
+            yield error(path, image.unreadable, "Copy or export it again, or take its case out")
     elif image.n_nan or image.n_infinite:
         yield error(
             path,
@@ -60,7 +60,7 @@ def _channel_count(facts: CaseFacts, dataset: Dataset) -> Iterator[Finding]:
 
 def _label_map(path: Path, labels: Facts, data: Data) -> Iterator[Finding]:
     if labels.unreadable:
-        if path.exists() or path.is_symlink():
+        if os.path.isfile(path):
             yield error(path, labels.unreadable, "Copy or export it again, or take its case out")
         return
     if labels.n_channels > 1:

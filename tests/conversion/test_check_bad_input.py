@@ -107,9 +107,9 @@ def test_complex_numbers_and_colours_are_errors(small, dtype):
 
 
 def test_a_name_that_is_not_utf8_or_looks_like_markup_is_shown(small, samnn):
-    shutil.copyfile(small / IMAGE, os.fsencode(small / "imagesTr") + b"/\xff[/bold]\n_0000.nii.gz")
+    shutil.copyfile(small / IMAGE, os.fsencode(small / "imagesTr") + b"/\xff[bold]\n_0000.nii.gz")
     done = samnn("check", small, "-o", "report.json")
-    assert done.returncode == 1 and "Traceback" not in done.stderr and r"\xff[/bold]" in done.stdout
+    assert done.returncode == 1 and "Traceback" not in done.stderr and r"\udcff[bold]\n_0000" in done.stdout
     json.loads((small.parent / "report.json").read_text())
 
 
