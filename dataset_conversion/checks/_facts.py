@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +46,7 @@ class Facts:
     n_infinite: int = 0
     lowest: float = 0.0
     highest: float = 0.0
-    digest: str = ""  # of shape and voxels as float32, which is how nnU-Net reads them
+    digest: str = ""  # of the shape and each slab's CRC-32, as float32: that is how nnU-Net reads voxels
     regions: dict[int, Region] = field(default_factory=dict)  # of a label map, by value; 0 is left out
     broken_values: tuple[float, ...] = ()  # a few values of a label map that are not whole numbers
     too_many_values: bool = False
@@ -97,6 +99,7 @@ class Data:
         """The cases whose label map could be read."""
         return (facts for facts in self.cases if facts.labels and not facts.labels.unreadable)
 
+    @cached_property
     def classes(self) -> dict[str, tuple[int, ...]]:
         """Class names and their values; the values found where dataset.json does not say them."""
         if self.dataset.labels is not None:
@@ -148,7 +151,7 @@ def _look_through(picture: Picture, *, is_labels: bool, image: Picture | None) -
         slab = voxels[(slice(None),) * (grid.n_dims - 1) + (index,)]
         with np.errstate(over="ignore"):
             numbers = np.asfortranarray(slab, np.float32)
-        digest.update(numbers.tobytes(order="F"))
+        digest.update(zlib.crc32(numbers.tobytes(order="F")).to_bytes(4, "little"))
         if slab.dtype.kind == "f":
             finite = np.isfinite(numbers)
             n_nan += int(np.isnan(numbers).sum())

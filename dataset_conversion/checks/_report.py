@@ -74,7 +74,7 @@ def summarise(data: Data) -> dict[str, Any]:
     grids = [grid for grid in grids if grid.n_dims == max(other.n_dims for other in grids)]
     labelled = list(data.with_labels())
     classes = {}
-    for name, values in data.classes().items():
+    for name, values in data.classes.items():
         volumes = [
             sum(facts.labels.volume(value) for value in values if value in facts.regions)
             for facts in labelled

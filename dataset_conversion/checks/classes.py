@@ -26,7 +26,7 @@ def find(data: Data) -> Iterator[Finding]:
             yield warning(facts.case.labels, "holds background only", "Is it the right file?")
     filled = [facts for facts in labelled if facts.regions]
     any_training = any(not facts.case.test for facts in labelled)
-    for name, values in data.classes().items():
+    for name, values in data.classes.items():
         holding = [facts for facts in filled if facts.regions.keys() & values]
         if any_training and all(facts.case.test for facts in holding):
             yield warning(

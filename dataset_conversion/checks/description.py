@@ -38,7 +38,8 @@ def find(data: Data) -> Iterator[Finding]:
 
 
 def _number(dataset: Dataset) -> Iterator[Finding]:
-    stated, found = dataset.description.get("numTraining"), len(dataset.training)
+    stated = dataset.description.get("numTraining")
+    found = sum(bool(case.images) for case in dataset.training)  # nnU-Net goes by the images
     # without an ending the cases are unknown
     if "numTraining" in dataset.description and dataset.file_ending and (stated != found or stated is True):
         new = {**dataset.description, "numTraining": found}

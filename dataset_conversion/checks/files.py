@@ -52,7 +52,6 @@ def _stray(path: Path, why: str, ending: str) -> Finding:
 
 def _incomplete(case: Case, dataset: Dataset) -> Iterator[Finding]:
     if not case.images:
-        # nnU-Net goes by the images
         yield warning(
             case.labels,
             "has no image, so that nnU-Net leaves the case out",

@@ -21,7 +21,7 @@ def find(data: Data) -> Iterator[Finding]:
     """Label maps in which a class called left lies to the right, or whose classes lie mirrored."""
     volumes = [facts for facts in data.with_labels() if facts.labels.grid.n_dims == 3]
     mirrored: dict[str, list[CaseFacts]] = {}
-    for left, right in pairs(list(data.classes())):
+    for left, right in pairs(list(data.classes)):
         both = [facts for facts in volumes if len(_centroids(facts, data, [left, right])) == 2]
         wrong = [facts for facts in both if _is_swapped(_centroids(facts, data, [left, right]))]
         if wrong and len(wrong) == len(both) > 1:
@@ -60,7 +60,7 @@ def _centroids(facts: CaseFacts, data: Data, names: list[str]) -> np.ndarray:
     """Centroids in mm (+x left, +y back, +z top), a row a class that the case holds."""
     rows = []
     for name in names:
-        regions = [facts.regions[value] for value in data.classes()[name] if value in facts.regions]
+        regions = [facts.regions[value] for value in data.classes[name] if value in facts.regions]
         if regions:
             weights = [region.n_voxels for region in regions]
             rows.append(np.average([region.centroid_mm for region in regions], axis=0, weights=weights))
@@ -74,7 +74,7 @@ def _is_swapped(left_and_right_mm: np.ndarray) -> bool:
 
 def _unlike_others(cases: list[CaseFacts], data: Data) -> Iterator[Finding]:
     """Where the classes lie to each other, compared with the median of the cases that hold them all."""
-    names = list(data.classes())
+    names = list(data.classes)
     whole = [facts for facts in cases if len(_centroids(facts, data, names)) == len(names)]
     if len(names) < 2 or len(whole) < LEAST_CASES:
         return

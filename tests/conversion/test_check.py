@@ -205,7 +205,12 @@ def class_never_seen(folder):
 
 def no_image(folder):
     (folder / IMAGE).unlink()
-    describe(folder, numTraining=5)
+    return warning("files", LABELS) | error("description", JSON)
+
+
+def labels_without_image_left_out_of_the_number(folder):
+    (folder / IMAGE).unlink()
+    describe(folder, numTraining=4)
     return warning("files", LABELS)
 
 
@@ -443,7 +448,8 @@ def listed_file_missing(folder):
 
 SMALL_DEFECTS = [
     wrong_number, no_json, half_a_json, missing_keys, gap_in_labels, no_background, ignore_in_between,
-    regions_without_order, channels_from_one, unknown_ending, unknown_reader, class_never_seen, no_image, no_labels,
+    regions_without_order, channels_from_one, unknown_ending, unknown_reader, class_never_seen, no_image,
+    labels_without_image_left_out_of_the_number, no_labels,
     no_labels_folder, no_channel_number, labels_named_as_images, patients_with_four_digits, channel_too_many,
     channel_missing, channels_fewer_than_named, other_ending, hidden_twin_of_a_mac, uncompressed_twin,
     a_test_case_named_as_training_case, cut_short, empty_file, unknown_value, float_labels, fractions_in_labels,
