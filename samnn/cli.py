@@ -310,6 +310,10 @@ def check(
 
     if dry_run and not fix:
         raise typer.BadParameter("says what --fix would do: add --fix", param_hint="--dry-run")
+    if out is not None and out.name == "dataset.json":
+        raise typer.BadParameter(
+            "would replace the dataset's description: name another file", param_hint="--out"
+        )
     report = checks.check(folder, workers=workers, show_progress=True)
     if fix and not dry_run:
         checks.mend(report)

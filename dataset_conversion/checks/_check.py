@@ -74,7 +74,11 @@ def mend(report: Report) -> None:
         finding = entry[1]
         try:
             finding.fix.make()
-        except (SamnnError, OSError) as problem:
+        except (
+            SamnnError,
+            OSError,
+            ValueError,
+        ) as problem:  # ValueError: NaN or half a letter in dataset.json
             report.not_fixed.append(f"{finding.path}: {problem}")
             continue
         report.findings.remove(entry)

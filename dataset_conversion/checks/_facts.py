@@ -164,13 +164,13 @@ def _look_through(picture: Picture, *, is_labels: bool, image: Picture | None) -
     return Facts(
         grid=grid,
         n_channels=n_channels,
-        dtype=str(voxels.dtype),
+        dtype=voxels.dtype.name,
         n_nan=n_nan,
         n_infinite=n_infinite,
         lowest=lowest,
         highest=highest,
         digest=digest.hexdigest(),
-        regions=sums.regions() if sums else {},
+        regions=sums.regions() if sums and not n_nan and not n_infinite else {},
         broken_values=tuple(sorted(sums.broken)[:5]) if sums else (),
         too_many_values=sums is not None and sums.too_many,
     )

@@ -37,7 +37,7 @@ def read_with_itk(path: Path) -> Picture:
     """
     grid = read_grid(path)
     if path.name.endswith((".nii", ".nii.gz")):
-        voxels = _nifti_voxels(path).reshape(grid.shape, order="F")
+        voxels = nifti_voxels(path).reshape(grid.shape, order="F")
     else:
         voxels = read_volume(path).voxels
     if grid.n_dims == 4:
@@ -69,7 +69,7 @@ def read_with_nibabel(path: Path) -> Picture:
     grid = Grid(
         image.shape, *(tuple(part.ravel().tolist()) for part in (spacing_mm, affine[:3, 3], direction))
     )
-    return Picture(_nifti_voxels(path), grid)
+    return Picture(nifti_voxels(path), grid)
 
 
 def read_natural_image(path: Path) -> Picture:
@@ -152,7 +152,7 @@ def _grid_without_place(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -
     return Grid(tuple(shape), spacing_mm, (0.0,) * n, tuple(np.eye(n).ravel().tolist()))
 
 
-def _nifti_voxels(path: Path) -> np.ndarray:
+def nifti_voxels(path: Path) -> np.ndarray:
     """The voxels with slope and intercept applied; a gzip file is read to its end, where its checksum is."""
     stored = nibabel.load(path).dataobj
     if stored.dtype.fields is not None or stored.dtype.kind == "c":

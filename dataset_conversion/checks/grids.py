@@ -16,7 +16,7 @@ from samnn.io import Volume, write_like, write_volume
 from ._dataset import Dataset
 from ._facts import CaseFacts, Data
 from ._finding import Finding, Fix, error, some, warning
-from ._read import read_with_itk, read_with_nibabel
+from ._read import nifti_voxels, read_with_itk
 
 NOISE_VOXELS = 0.1  # the most, in voxels, by which rounded headers may move any corner
 MOST_STEP = 4.0  # a spacing so many times the median, or its inverse, is an outlier
@@ -87,7 +87,7 @@ def _take_header(path: Path, image: Path, dataset: Dataset) -> Fix | None:
 
 def _rewrite(path: Path, image: Path) -> None:
     if path.name.endswith((".nii", ".nii.gz")):
-        write_like(path, read_with_nibabel(path).voxels, like=image)
+        write_like(path, nifti_voxels(path), like=image)
     else:
         write_volume(path, Volume(read_with_itk(path).voxels, read_with_itk(image).grid))
 

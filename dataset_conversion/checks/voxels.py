@@ -14,7 +14,7 @@ from samnn.io import Volume, write_like, write_volume
 from ._dataset import Dataset
 from ._facts import CaseFacts, Data, Facts
 from ._finding import Finding, Fix, error, some, warning
-from ._read import read_with_itk, read_with_nibabel
+from ._read import nifti_voxels, read_with_itk
 
 HIGHEST = 65535  # nnU-Net writes predictions with 16 bits at most
 
@@ -105,7 +105,7 @@ def _as_integers(path: Path, labels: Facts, dataset: Dataset) -> Fix | None:
 
 def _rewrite(path: Path, dtype: np.dtype) -> None:
     if path.name.endswith((".nii", ".nii.gz")):
-        write_like(path, read_with_nibabel(path).voxels.astype(dtype), like=path)
+        write_like(path, nifti_voxels(path).astype(dtype), like=path)
     else:
         picture = read_with_itk(path)
         write_volume(path, Volume(picture.voxels.astype(dtype), picture.grid))

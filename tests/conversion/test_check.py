@@ -619,6 +619,24 @@ def test_labels_and_headers_are_mended_in_other_formats(small, ending):
     assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))), before)
 
 
+@pytest.mark.parametrize("kind", ["scaled", "big-endian", "2D"])
+def test_labels_stored_in_odd_ways_are_mended(small, kind):
+    for file in sorted(small.glob("*/*.nii.gz")):
+        voxels, affine = load(file)
+        if kind == "2D":
+            voxels, affine = voxels[:, :, voxels.shape[2] // 2], np.diag([-1, -1, 1, 1])
+        save(file, voxels, affine)
+    voxels, affine = load(small / LABELS)
+    image = nibabel.Nifti1Image(voxels.astype(">f4" if kind == "big-endian" else "f4"), affine)
+    if kind == "scaled":
+        image.header.set_data_dtype(np.int16)
+        image.header.set_slope_inter(0.5, 0)  # stored are 0, 2 and 4
+    nibabel.save(image, small / LABELS)
+    assert found(small) == warning("voxels", LABELS)
+    checks.mend(checks.check(str(small), workers=1))
+    assert found(small) == set() and np.array_equal(load(small / LABELS)[0], voxels)
+
+
 def test_a_link_is_replaced_and_what_it_points_to_stays(small, tmp_path):
     float_labels(small)
     original = tmp_path / "original.nii.gz"
