@@ -629,8 +629,8 @@ def test_labels_stored_in_odd_ways_are_mended(small, kind):
     voxels, affine = load(small / LABELS)
     image = nibabel.Nifti1Image(voxels.astype(">f4" if kind == "big-endian" else "f4"), affine)
     if kind == "scaled":
-        image.header.set_data_dtype(np.int16)
-        image.header.set_slope_inter(0.5, 0)  # stored are 0, 2 and 4
+        image = nibabel.Nifti1Image((voxels * 2).astype(np.int16), affine)
+        image.header.set_slope_inter(0.5, 0)
     nibabel.save(image, small / LABELS)
     assert found(small) == warning("voxels", LABELS)
     checks.mend(checks.check(str(small), workers=1))
