@@ -91,10 +91,6 @@ class Data:
     dataset: Dataset
     cases: list[CaseFacts]
 
-    @property
-    def training(self) -> list[CaseFacts]:
-        return [facts for facts in self.cases if not facts.case.test]
-
     def with_labels(self) -> Iterator[CaseFacts]:
         """The cases whose label map could be read."""
         return (facts for facts in self.cases if facts.labels and not facts.labels.unreadable)

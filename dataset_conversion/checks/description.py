@@ -41,7 +41,11 @@ def _number(dataset: Dataset) -> Iterator[Finding]:
     stated = dataset.description.get("numTraining")
     found = sum(bool(case.images) for case in dataset.training)  # nnU-Net goes by the images
     # without an ending the cases are unknown
-    if "numTraining" in dataset.description and dataset.file_ending and (stated != found or stated is True):
+    if (
+        "numTraining" in dataset.description
+        and dataset.file_ending
+        and (type(stated) is not int or stated != found)
+    ):
         new = {**dataset.description, "numTraining": found}
         yield error(
             dataset.json,

@@ -20,7 +20,7 @@ SIDE = re.compile(r"(?<![a-z])(left|right|l|r)(?![a-z])", re.IGNORECASE)
 def find(data: Data) -> Iterator[Finding]:
     """Label maps in which a class called left lies to the right, or whose classes lie mirrored."""
     volumes = [facts for facts in data.with_labels() if facts.labels.grid.n_dims == 3]
-    mirrored: dict[str, list[CaseFacts]] = {}
+    mirrored: set[int] = set()
     for left, right in pairs(list(data.classes)):
         both = [facts for facts in volumes if len(_centroids(facts, data, [left, right])) == 2]
         wrong = [facts for facts in both if _is_swapped(_centroids(facts, data, [left, right]))]
@@ -33,13 +33,13 @@ def find(data: Data) -> Iterator[Finding]:
             )
         else:
             for facts in wrong:
-                mirrored.setdefault(facts.name, []).append(facts)
+                mirrored.add(id(facts))
                 yield error(
                     facts.case.labels,
                     f"{left!r} lies to the right of {right!r}; it does not in {len(both) - len(wrong)} of {len(both)} cases",
                     "Mirrored, a wrong header, or the two labels exchanged? Look at it",
                 )
-    others = [facts for facts in volumes if facts.name not in mirrored]
+    others = [facts for facts in volumes if id(facts) not in mirrored]
     yield from _unlike_others(others, data)
 
 

@@ -54,6 +54,7 @@ def test_a_dataset_json_that_is_none_is_one_error(small, content):
         {"channel_names": {"0": 5}},
         {"numTraining": "five"},
         {"numTraining": [5]},
+        {"numTraining": 5.0},
         {"numTraining": 1e400},
         {"file_ending": 5},
         {"file_ending": ""},
