@@ -13,6 +13,7 @@ from raw_folder import copy_of, describe, found, load, relative, save, small_hip
 from scipy.ndimage import binary_dilation
 
 from samnn.dataset_conversion import checks
+from samnn.errors import SamnnError
 
 IMAGE = "imagesTr/hippocampus_004_0000.nii.gz"
 LABELS = "labelsTr/hippocampus_004.nii.gz"
@@ -27,7 +28,12 @@ def small(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.fixture
 def headneck(shared: Path, tmp_path: Path) -> Path:
-    return copy_of(shared / "data/Dataset901_OpenKBPHN", tmp_path / "Dataset901_OpenKBPHN")
+    """Ten training cases of 901, enough to say what is usual."""
+    folder = copy_of(shared / "data/Dataset901_OpenKBPHN", tmp_path / "Dataset901_OpenKBPHN")
+    for path in [*folder.glob("*Ts/*"), *folder.glob("*Tr/okbp_013*"), *folder.glob("*Tr/okbp_022*")]:
+        path.unlink()
+    describe(folder, numTraining=10)
+    return folder
 
 
 def error(check: str, *paths: str) -> set[tuple[str, str, str]]:
@@ -701,14 +707,22 @@ def test_a_dry_run_changes_nothing_and_fix_does_what_it_announced(small, samnn):
     assert done.returncode == 0 and "Mended" in done.stdout and "Nothing else is wrong" in done.stdout
 
 
-def test_a_dataset_is_found_by_its_number_and_name(small, samnn, tmp_path):
+def test_a_dataset_is_found_by_its_number_and_name(small, tmp_path, monkeypatch):
     (tmp_path / "raw").mkdir()
-    small.rename(tmp_path / "raw" / small.name)
+    moved = small.rename(tmp_path / "raw" / small.name)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     for name in ("904", small.name):
-        assert samnn("check", name).returncode == 0
-    done = samnn("check", "905")
-    assert done.returncode == 1 and "with the number 905; found none" in done.stderr
-    assert "add --fix" in samnn("check", "904", "--dry-run").stderr
+        assert checks.check(name, workers=1).data.dataset.folder == moved
+    (tmp_path / "raw/Dataset904_Other").mkdir()
+    for name, wrong in [("904", "found Dataset904_Hippocampus, Dataset904_Other"), ("905", "found none")]:
+        with pytest.raises(SamnnError, match=wrong):
+            checks.check(name)
+
+
+def test_a_dry_run_of_nothing_and_a_report_in_the_place_of_dataset_json_are_refused(small, samnn):
+    for arguments, wrong in [(["--dry-run"], "add --fix"), (["-o", small / JSON], "another file")]:
+        done = samnn("check", small, *arguments)
+        assert done.returncode == 2 and wrong in done.stderr
 
 
 def test_two_processes_find_the_same_as_one(small):
