@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from samnn.errors import Problems, SamnnError
 from samnn.io import read_labels, resample_labels
 from samnn.labels import MAX_VALUE, LabelSet
+from samnn.workers import each_case, sensible_workers
 
 from .calibration import Calibration
 from .cases import Case, CaseSet, find_cases
@@ -24,7 +25,6 @@ from .masks import mask_pairs
 from .metrics import find_metrics
 from .probabilities import Channels, read_probabilities
 from .result import ClassResult
-from .workers import each_case, sensible_workers
 
 if TYPE_CHECKING:
     import pandas
@@ -149,7 +149,7 @@ def evaluate_folder(
         resample=resample,
     )
     cases = case_set.cases
-    workers = workers or sensible_workers(cases)
+    workers = workers or sensible_workers(len(cases), sum(case.n_voxels for case in cases))
     with _progress(show_progress) as progress:
         label_set = case_set.labels
         if label_set is None:
