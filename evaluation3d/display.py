@@ -1,0 +1,228 @@
+"""The tables of a comparison as a reader sees them: rounded, in words; for terminal, report, Markdown and LaTeX alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .compare import Comparison
+from .ranking import MEAN_THEN_RANK
+
+if TYPE_CHECKING:
+    import pandas
+
+UNDEFINED = "–"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def display_tables(comparison: Comparison) -> dict[str, pandas.DataFrame]:
+    """Title → table of texts, one for each table of the comparison but the values themselves."""
+    import pandas
+
+    tables = comparison.tables
+    return {
+        title: pandas.DataFrame([row(entry) for entry in tables[name].to_dict("records")])
+        for name, (title, row) in _ROWS.items()
+        if name in tables
+    }
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print means, differences, ranks, failures and cautions; methods are named by letters, explained on top."""
+    letters = letters_of(comparison)
+    console.print(Text(f"{len(comparison.cases)} cases. Mean ± standard deviation:", style="bold"))
+    for name, letter in letters.items():
+        console.print(Text(f"  {letter} = {name}"), soft_wrap=True)
+    console.print(_means(comparison, letters))
+    if "pairs" in comparison.tables:
+        console.print(Text("\nPaired differences, 95 % BCa interval, p after Holm's correction:", style="bold"))
+        console.print(_differences(comparison, letters))
+        console.print(Text(f"Family of the correction: {comparison.settings['family']}"), soft_wrap=True)
+    console.print(Text("\n" + "\n".join(_failures(comparison, letters)), style="bold"), soft_wrap=True)
+    for caution in comparison.cautions:
+        console.print(Text(f"Note: {caution}"), soft_wrap=True)
+
+
+def letters_of(comparison: Comparison) -> dict[str, str]:
+    """A letter for each method (beyond Z: its number)."""
+    return {m.name: LETTERS[i] if i < len(LETTERS) else str(i + 1) for i, m in enumerate(comparison.methods)}
+
+
+def number(value: float | None, unit: str = "fraction") -> str:
+    """Three decimals of a fraction, two of mm."""
+    if value is None or math.isnan(value):
+        return UNDEFINED
+    return f"{value:.3f}" if unit == "fraction" else f"{value:.2f}"
+
+
+def p_value(value: float) -> str:
+    """Three decimals, or that it is smaller."""
+    return "<0.001" if value < 0.001 else number(value)
+
+
+def _between(low: float, high: float, unit: str) -> str:
+    return UNDEFINED if math.isnan(low) else f"{number(low, unit)} to {number(high, unit)}"
+
+
+def _described(row: dict[str, Any]) -> dict[str, str]:
+    unit = row["unit"]
+    return {
+        "metric": _metric(row),
+        "class": row["class"],
+        "method": row["method"],
+        "n": str(row["n"]),
+        "undefined": str(row["n_undefined"]),
+        "mean": number(row.get("mean"), unit),
+        "sd": number(row.get("sd"), unit),
+        "median": number(row.get("median"), unit),
+        "quartiles": _between(row["q1"], row["q3"], unit) if "q1" in row else UNDEFINED,
+        "IQR": number(row.get("iqr"), unit),
+        "worst": number(row.get("worst"), unit),
+        "worst case": _text(row.get("worst_case")),
+    }
+
+
+def _paired(row: dict[str, Any]) -> dict[str, str]:
+    unit = row["unit"]
+    return {
+        "metric": _metric(row),
+        "class": row["class"],
+        "difference": f"{row['method_a']} − {row['method_b']}",
+        "n": str(row["n"]),
+        "left out": str(row["n_left_out"]),
+        "patients": str(row["n_groups"]),
+        "mean": number(row["mean_difference"], unit),
+        "95 % interval": _between(row["ci_low"], row["ci_high"], unit),
+        "p Wilcoxon": p_value(row["wilcoxon_p"]),
+        "Holm": p_value(row["wilcoxon_p_holm"]),
+        "p permutation": p_value(row["permutation_p"]),
+        "Holm, permutation": p_value(row["permutation_p_holm"]),
+        "sign changes": str(row["n_sign_changes"]),
+        "wins : ties : losses": f"{row['wins_a']} : {row['ties']} : {row['wins_b']}",
+        "win rate": number(row["win_rate_a"]),
+        "note": row["note"],
+    }
+
+
+def _ranked(row: dict[str, Any]) -> dict[str, str]:
+    shares = {key.replace("_", " "): f"{100 * row[key]:.0f} %" for key in row if key.startswith("rank_")}
+    return {
+        "metric": row["metric"],
+        "class": row["class"],
+        "scheme": row["scheme"],
+        "method": row["method"],
+        "n": str(row["n"]),
+        "left out": str(row["n_left_out"]),
+        "score": f"{row['score']:.3f}",
+        "rank": str(row["rank"]),
+        **shares,
+        "tau": number(row["tau_mean"]),
+        "tau quartiles": _between(row["tau_q1"], row["tau_q3"], "fraction"),
+    }
+
+
+def _failed(row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "class": row["class"],
+        "method": row["method"],
+        "cases": str(row["n_cases"]),
+        "missed": str(row["missed"]),
+        "false": str(row["false"]),
+        "in neither map": str(row["absent"]),
+        "missed in": row["missed_cases"],
+        "false in": row["false_cases"],
+    }
+
+
+def _costs(row: dict[str, Any]) -> dict[str, str]:
+    def known(key: str, show: Callable[[Any], str]) -> str:
+        value = row[key]
+        return "not known" if value is None or value != value else show(value)
+
+    return {
+        "method": row["method"],
+        "folds": _text(row["folds"]),
+        "trainable parameters": known("trainable_parameters", lambda n: f"{n:,.0f}"),
+        "parameters": known("total_parameters", lambda n: f"{n:,.0f}"),
+        "checkpoint": known("checkpoint_bytes", lambda n: f"{n / 1e6:.1f} MB"),
+        "epochs": known("n_epochs", lambda n: f"{n:.0f}"),
+        "training a fold": known("training_hours", lambda h: f"{h:.2f} h" if h >= 1 else f"{60 * h:.1f} min"),
+        "inference a case": known("inference_seconds", lambda s: f"{s:.1f} s"),
+        "device": known("device", str),
+        "source": row["source"],
+    }
+
+
+_ROWS: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, str]]]] = {
+    "methods": ("Methods", _costs),
+    "failures": ("Failures", _failed),
+    "description": ("Each method", _described),
+    "pairs": ("Paired differences", _paired),
+    "ranking": ("Ranking", _ranked),
+}
+
+
+def _metric(row: dict[str, Any]) -> str:
+    return row["metric"] if row["unit"] == "fraction" else f"{row['metric']} ({row['unit']})"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) and value else UNDEFINED
+
+
+def _means(comparison: Comparison, letters: dict[str, str]) -> Table:
+    table = Table("metric", "class", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for name, letter in letters.items():
+        table.add_column(letter, justify="right", no_wrap=True)
+    ranked = comparison.tables.get("ranking")
+    if ranked is not None:
+        table.add_column("ranks by mean", justify="right")
+        ranked = ranked[ranked["scheme"] == MEAN_THEN_RANK]
+    for (metric, name), rows in comparison.tables["description"].groupby(["metric", "class"], sort=False):
+        better = {"higher": "↑", "lower": "↓"}[comparison.definition(metric)["better"]]
+        entries = rows.set_index("method").to_dict("index")
+        cells = [f"{number(e['mean'], e['unit'])} ± {number(e['sd'], e['unit'])}" for e in entries.values()]
+        if ranked is not None:
+            here = ranked[(ranked["metric"] == metric) & (ranked["class"] == name)]
+            cells.append(" ".join(f"{letters[r.method]}{r.rank}" for r in here.itertuples()) or UNDEFINED)
+        table.add_row(f"{_metric({'metric': metric, 'unit': rows['unit'].iloc[0]})} {better}", Text(name), *cells)
+    return table
+
+
+def _differences(comparison: Comparison, letters: dict[str, str]) -> Table:
+    headings = ["metric", "class", "pair", "n", "difference", "interval", "Wilcoxon", "permut.", "wins"]
+    table = Table(*headings[:3], box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in headings[3:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in comparison.tables["pairs"].to_dict("records"):
+        shown = _paired(row)
+        table.add_row(
+            row["metric"],
+            Text(row["class"]),
+            f"{letters[row['method_a']]} − {letters[row['method_b']]}",
+            shown["n"],
+            shown["mean"],
+            shown["95 % interval"],
+            shown["Holm"],
+            shown["Holm, permutation"],
+            shown["win rate"],
+        )
+    return table
+
+
+def _failures(comparison: Comparison, letters: dict[str, str]) -> list[str]:
+    lines = []
+    for row in comparison.tables["failures"].to_dict("records"):
+        for outcome, words in [("missed", "missed in"), ("false", "predicted where there is none in")]:
+            if row[outcome]:
+                lines.append(
+                    f"{row['class']}: {words} {row[outcome]} of {row['n_cases']} cases by "
+                    f"{letters[row['method']]} ({row['method']})."
+                )
+    return lines or ["No class was missed, or predicted where there is none."]
