@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Sequence
@@ -36,6 +38,12 @@ class Comparison:
     metrics: tuple[str, ...]
     group: str | None
     groups: np.ndarray | None  # the patient of each case, in the order of `cases`
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all that the output depends on: values, names, costs, and what was asked."""
+        asked = [self.metrics, self.group, [method.key for method in self.methods], self._methods()]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     @property
     def cases(self) -> list[str]:
@@ -84,7 +92,9 @@ class Comparison:
             {
                 "method": method.name,
                 "source": str(method.source),
-                "folds": " ".join(v.parent.name for v in method.results.validations) if method.results else None,
+                "folds": " ".join(v.parent.name for v in method.results.validations)
+                if method.results
+                else None,
                 **costs_of(method.results),
             }
             for method in self.methods
@@ -106,7 +116,9 @@ class Comparison:
                 "class": name,
                 "method": method.name,
                 "unit": self.definition(metric)["unit"],
-                **_describe(*self.values(metric, name, [method]), self.cases, self.definition(metric)["better"]),
+                **_describe(
+                    *self.values(metric, name, [method]), self.cases, self.definition(metric)["better"]
+                ),
             }
             for metric in self.metrics
             for name in self.classes
@@ -268,7 +280,9 @@ class Comparison:
                     "fewer metrics, or add cases."
                 )
             if n < FEW:
-                lines.append(f"Bootstrap intervals of {n} {what} are too narrow: they hold the truth less often than 95 %.")
+                lines.append(
+                    f"Bootstrap intervals of {n} {what} are too narrow: they hold the truth less often than 95 %."
+                )
         folds = {v.parent.name for m in self.methods if m.results for v in m.results.validations}
         if len(folds) > 1:
             lines.append(
@@ -280,10 +294,14 @@ class Comparison:
             "not in these numbers: intervals and p speak of these trained models on other cases."
         )
         if self.groups is None:
-            lines.append("Every case counts as a patient of its own. If patients have several cases, use --group REGEX.")
+            lines.append(
+                "Every case counts as a patient of its own. If patients have several cases, use --group REGEX."
+            )
         unknown = [m.name for m in self.methods if m.results is None]
         if unknown:
-            lines.append(f"Whether these were trained on the cases cannot be seen from the files: {', '.join(unknown)}.")
+            lines.append(
+                f"Whether these were trained on the cases cannot be seen from the files: {', '.join(unknown)}."
+            )
         if pairs is not None and (pairs["n_left_out"] > 0).any():
             worst = pairs.loc[pairs["n_left_out"].idxmax()]
             lines.append(
@@ -366,7 +384,9 @@ def _refuse_metrics(methods: Sequence[Method], metrics: Sequence[str]) -> None:
             if definition is None:
                 known = ", ".join(next(m for m in methods if m.name == name).summary["definitions"])
                 problems.append(f"{name}: has no metric {metric!r}. It has: {known}.")
-            elif first is not None and (differing := sorted(k for k in first if first[k] != definition.get(k))):
+            elif first is not None and (
+                differing := sorted(k for k in first if first[k] != definition.get(k))
+            ):
                 problems.append(
                     f"{name}: defines {metric} differently from {first_name}: "
                     + "; ".join(f"{key} is {definition.get(key)!r}, not {first[key]!r}" for key in differing)

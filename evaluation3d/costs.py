@@ -91,7 +91,9 @@ def _case_seconds(fold: Path) -> list[float]:
 
 def _logs(fold: Path) -> list[Path]:
     """The training logs, oldest first: by the numbers in their names, in which month and day have no leading zeros."""
-    return sorted(fold.glob("training_log_*.txt"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    return sorted(
+        fold.glob("training_log_*.txt"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)]
+    )
 
 
 def _lines(log: Path) -> Iterator[tuple[datetime, str]]:

@@ -22,12 +22,12 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def display_tables(comparison: Comparison) -> dict[str, pandas.DataFrame]:
-    """Title → table of texts, one for each table of the comparison but the values themselves."""
+    """Title → table of texts, one for each table but the values themselves; the first one explains the letters."""
     import pandas
 
-    tables = comparison.tables
+    tables, letters = comparison.tables, letters_of(comparison)
     return {
-        title: pandas.DataFrame([row(entry) for entry in tables[name].to_dict("records")])
+        title: pandas.DataFrame([row(entry, letters) for entry in tables[name].to_dict("records")])
         for name, (title, row) in _ROWS.items()
         if name in tables
     }
@@ -40,8 +40,12 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     for name, letter in letters.items():
         console.print(Text(f"  {letter} = {name}"), soft_wrap=True)
     console.print(_means(comparison, letters))
+    if comparison.tables["description"]["n_undefined"].any():
+        console.print(Text("* or –: undefined in some or all cases, see failures."))
     if "pairs" in comparison.tables:
-        console.print(Text("\nPaired differences, 95 % BCa interval, p after Holm's correction:", style="bold"))
+        console.print(
+            Text("\nPaired differences, 95 % BCa interval, p after Holm's correction:", style="bold")
+        )
         console.print(_differences(comparison, letters))
         console.print(Text(f"Family of the correction: {comparison.settings['family']}"), soft_wrap=True)
     console.print(Text("\n" + "\n".join(_failures(comparison, letters)), style="bold"), soft_wrap=True)
@@ -70,12 +74,12 @@ def _between(low: float, high: float, unit: str) -> str:
     return UNDEFINED if math.isnan(low) else f"{number(low, unit)} to {number(high, unit)}"
 
 
-def _described(row: dict[str, Any]) -> dict[str, str]:
+def _described(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
     unit = row["unit"]
     return {
         "metric": _metric(row),
         "class": row["class"],
-        "method": row["method"],
+        "method": letters[row["method"]],
         "n": str(row["n"]),
         "undefined": str(row["n_undefined"]),
         "mean": number(row.get("mean"), unit),
@@ -88,12 +92,12 @@ def _described(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _paired(row: dict[str, Any]) -> dict[str, str]:
+def _paired(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
     unit = row["unit"]
     return {
         "metric": _metric(row),
         "class": row["class"],
-        "difference": f"{row['method_a']} − {row['method_b']}",
+        "difference": _pair(row, letters),
         "n": str(row["n"]),
         "left out": str(row["n_left_out"]),
         "patients": str(row["n_groups"]),
@@ -110,13 +114,13 @@ def _paired(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _ranked(row: dict[str, Any]) -> dict[str, str]:
+def _ranked(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
     shares = {key.replace("_", " "): f"{100 * row[key]:.0f} %" for key in row if key.startswith("rank_")}
     return {
         "metric": row["metric"],
         "class": row["class"],
         "scheme": row["scheme"],
-        "method": row["method"],
+        "method": letters[row["method"]],
         "n": str(row["n"]),
         "left out": str(row["n_left_out"]),
         "score": f"{row['score']:.3f}",
@@ -127,10 +131,10 @@ def _ranked(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _failed(row: dict[str, Any]) -> dict[str, str]:
+def _failed(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
     return {
         "class": row["class"],
-        "method": row["method"],
+        "method": letters[row["method"]],
         "cases": str(row["n_cases"]),
         "missed": str(row["missed"]),
         "false": str(row["false"]),
@@ -140,13 +144,13 @@ def _failed(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _costs(row: dict[str, Any]) -> dict[str, str]:
+def _costs(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
     def known(key: str, show: Callable[[Any], str]) -> str:
         value = row[key]
         return "not known" if value is None or value != value else show(value)
 
     return {
-        "method": row["method"],
+        "method": f"{letters[row['method']]} = {row['method']}",
         "folds": _text(row["folds"]),
         "trainable parameters": known("trainable_parameters", lambda n: f"{n:,.0f}"),
         "parameters": known("total_parameters", lambda n: f"{n:,.0f}"),
@@ -159,13 +163,18 @@ def _costs(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-_ROWS: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, str]]]] = {
+_Row = Callable[[dict[str, Any], dict[str, str]], dict[str, str]]
+_ROWS: dict[str, tuple[str, _Row]] = {
     "methods": ("Methods", _costs),
     "failures": ("Failures", _failed),
     "description": ("Each method", _described),
     "pairs": ("Paired differences", _paired),
     "ranking": ("Ranking", _ranked),
 }
+
+
+def _pair(row: dict[str, Any], letters: dict[str, str]) -> str:
+    return f"{letters[row['method_a']]} − {letters[row['method_b']]}"
 
 
 def _metric(row: dict[str, Any]) -> str:
@@ -187,25 +196,35 @@ def _means(comparison: Comparison, letters: dict[str, str]) -> Table:
     for (metric, name), rows in comparison.tables["description"].groupby(["metric", "class"], sort=False):
         better = {"higher": "↑", "lower": "↓"}[comparison.definition(metric)["better"]]
         entries = rows.set_index("method").to_dict("index")
-        cells = [f"{number(e['mean'], e['unit'])} ± {number(e['sd'], e['unit'])}" for e in entries.values()]
+        cells = [_mean(entry) for entry in entries.values()]
         if ranked is not None:
             here = ranked[(ranked["metric"] == metric) & (ranked["class"] == name)]
             cells.append(" ".join(f"{letters[r.method]}{r.rank}" for r in here.itertuples()) or UNDEFINED)
-        table.add_row(f"{_metric({'metric': metric, 'unit': rows['unit'].iloc[0]})} {better}", Text(name), *cells)
+        table.add_row(
+            f"{_metric({'metric': metric, 'unit': rows['unit'].iloc[0]})} {better}", Text(name), *cells
+        )
     return table
 
 
+def _mean(entry: dict[str, Any]) -> str:
+    """Mean ± standard deviation; a star where some values are undefined, and so not in it."""
+    if not entry["n"]:
+        return UNDEFINED
+    star = "*" if entry["n_undefined"] else ""
+    return f"{number(entry['mean'], entry['unit'])} ± {number(entry['sd'], entry['unit'])}{star}"
+
+
 def _differences(comparison: Comparison, letters: dict[str, str]) -> Table:
-    headings = ["metric", "class", "pair", "n", "difference", "interval", "Wilcoxon", "permut.", "wins"]
+    headings = ["metric", "class", "pair", "n", "difference", "interval", "Wilcoxon", "permut.", "win rate"]
     table = Table(*headings[:3], box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in headings[3:]:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in comparison.tables["pairs"].to_dict("records"):
-        shown = _paired(row)
+        shown = _paired(row, letters)
         table.add_row(
             row["metric"],
             Text(row["class"]),
-            f"{letters[row['method_a']]} − {letters[row['method_b']]}",
+            _pair(row, letters),
             shown["n"],
             shown["mean"],
             shown["95 % interval"],

@@ -69,7 +69,9 @@ def load_methods(
     Raises:
         Problems: everything in which they differ, at once.
     """
-    sources = [path / "metrics.csv" if (path / "metrics.csv").is_file() else path for path in map(Path, sources)]
+    sources = [
+        path / "metrics.csv" if (path / "metrics.csv").is_file() else path for path in map(Path, sources)
+    ]
     method_names = _names(sources, names)
     reference = reference or _dataset_labels(sources)
     case_sets = {}
@@ -93,7 +95,8 @@ def load_methods(
     methods = []
     for name, source in zip(method_names, sources, strict=True):
         if name in tables:
-            methods.append(Method(name, source, *tables[name], _sha256(source), None, None))
+            key = _sha256(source) + _sha256(source.with_name("summary.json")) + _code_hash()
+            methods.append(Method(name, source, *tables[name], key, None, None))
             continue
         case_set = case_sets[name]
         key = _content_key(case_set, tolerance_mm)
@@ -158,10 +161,18 @@ def _differences(metric: str, values: pandas.DataFrame, unit: str, summary: dict
     """What does not agree between the table of one metric and the summary."""
     found = []
     if unit != summary["definitions"][metric]["unit"]:
-        found.append(f"the unit of {metric} is {unit}, in summary.json {summary['definitions'][metric]['unit']}")
+        found.append(
+            f"the unit of {metric} is {unit}, in summary.json {summary['definitions'][metric]['unit']}"
+        )
     for name, entry in summary["classes"].items():
         said, column = entry["metrics"][metric], values[name].dropna()
-        here = {"n": len(column), "mean": column.mean(), "std": column.std(), "min": column.min(), "max": column.max()}
+        here = {
+            "n": len(column),
+            "mean": column.mean(),
+            "std": column.std(),
+            "min": column.min(),
+            "max": column.max(),
+        }
         for statistic, value in here.items():
             expected = math.nan if said[statistic] is None else said[statistic]
             both_undefined = math.isnan(value) and math.isnan(expected)
@@ -208,7 +219,9 @@ def _held_out_cases(source: Path, reference: Path | None, labels: Path | None) -
     if results and any(validation.parent.name == "fold_all" for validation in results.validations):
         raise SamnnError(_trained_on_all(source))
     if reference is None and source.is_dir():
-        raise SamnnError(f"{source}: is no nnU-Net results folder, so its labels are not known. Give --reference.")
+        raise SamnnError(
+            f"{source}: is no nnU-Net results folder, so its labels are not known. Give --reference."
+        )
     case_set = find_cases(reference, source, labels_file=labels, allow_missing=results is None)
     if results:
         known = set(results.expected.values())  # the folds whose split was found
@@ -249,7 +262,9 @@ def _refuse_other_references(folders: dict[str, Path], cases: list[str]) -> None
         if folder.absolute() == first.absolute():
             continue
         for missing in [path for path in (first, folder) if not path.is_dir()]:
-            problems.append(f"{missing}: is gone, so that it cannot be compared with the reference of another method.")
+            problems.append(
+                f"{missing}: is gone, so that it cannot be compared with the reference of another method."
+            )
             break
         else:
             differing = [case for case in cases if _label_hash(first, case) != _label_hash(folder, case)]
@@ -275,7 +290,9 @@ def _refuse_differences(methods: Sequence[Method]) -> None:
         for source in Path(method.summary["prediction"]).parts:
             if source == "fold_all":
                 problems.append(_trained_on_all(method.source))
-        labels = [{name: entry["label"] for name, entry in m.summary["classes"].items()} for m in (first, method)]
+        labels = [
+            {name: entry["label"] for name, entry in m.summary["classes"].items()} for m in (first, method)
+        ]
         if labels[0] != labels[1]:
             problems.append(f"{method.name}: its classes are {labels[1]}, in {first.name} {labels[0]}.")
             continue

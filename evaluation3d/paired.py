@@ -87,7 +87,9 @@ def bca_interval(
         return math.nan, math.nan, "no interval: it needs two cases or more" if len(means) else "no pairs"
     if np.ptp(means) <= 1e-9 * np.abs(means).max():
         return math.nan, math.nan, "no interval: all differences are equal"
-    with warnings.catch_warnings():  # where it is not defined, scipy warns and returns NaN: we say so ourselves
+    with (
+        warnings.catch_warnings()
+    ):  # where it is not defined, scipy warns and returns NaN: we say so ourselves
         warnings.simplefilter("ignore")
         interval = stats.bootstrap(
             (sums, sizes),
@@ -100,7 +102,11 @@ def bca_interval(
             random_state=np.random.default_rng(SEED),
         ).confidence_interval
     low, high = float(interval.low), float(interval.high)
-    return low, high, "" if math.isfinite(low + high) else "no interval: BCa is not defined for these differences"
+    return (
+        low,
+        high,
+        "" if math.isfinite(low + high) else "no interval: BCa is not defined for these differences",
+    )
 
 
 def wilcoxon_p(differences: np.ndarray) -> float:
