@@ -30,7 +30,7 @@ METRICS = ("dice", "nsd", "hausdorff95")
 FEW = 10  # below so many patients a BCa interval is too narrow; measured in tests/evaluation/test_compare_errors.py
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """Methods with the same cases against the same reference, the metrics that were asked, and the cases' patients."""
 
@@ -64,13 +64,25 @@ class Comparison:
         A value is left out where one of `methods` has none. In the mean of classes, a case counts with the classes
         in which all of `methods` have a value, so that every method is averaged over the same classes.
         """
-        names = self.methods[0].classes if class_name == MACRO else [class_name]
-        cube = np.stack([method.values[metric].loc[self.cases, names].to_numpy(float) for method in methods])
+        here = [self.methods.index(method) for method in methods]
+        cube = self._cubes[metric][here]
+        if class_name != MACRO:
+            place = self.methods[0].classes.index(class_name)
+            cube = cube[:, :, place : place + 1]
         defined = ~np.isnan(cube).any(0)
         counts = defined.sum(1)
         sums = np.where(defined, cube, 0).sum(2)
         values = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
         return values, int((~defined).sum())
+
+    @cached_property
+    def _cubes(self) -> dict[str, np.ndarray]:
+        """Metric → (methods, cases, classes)."""
+        places = (self.cases, self.methods[0].classes)
+        return {
+            metric: np.stack([method.values[metric].loc[places].to_numpy(float) for method in self.methods])
+            for metric in self.metrics
+        }
 
     @cached_property
     def tables(self) -> dict[str, pandas.DataFrame]:

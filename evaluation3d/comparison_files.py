@@ -45,13 +45,14 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
         return
     html = render_report(comparison, out / "pictures")
     shown = display_tables(comparison)
-    with whole_file(out / "report.html") as page, whole_folder(out / "tables", overwrite=True) as folder:
-        page.write_text(html, encoding="utf-8")
+    with whole_folder(out / "tables", overwrite=True) as folder:
         for name, table in comparison.tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, na_rep="nan", encoding="utf-8")
         (folder / "tables.md").write_text(_markdown(shown), encoding="utf-8")
         (folder / "tables.tex").write_text(_latex(shown), encoding="utf-8")
-        write_json(out / "comparison.json", _as_json(comparison))
+        with whole_file(out / "report.html") as page:
+            page.write_text(html, encoding="utf-8")
+            write_json(out / "comparison.json", _as_json(comparison))
 
 
 def _is_written(comparison: Comparison, out: Path) -> bool:

@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 from samnn.labels import read_dataset_json
@@ -85,7 +86,7 @@ def _case_seconds(fold: Path) -> list[float]:
     for log in reversed(_logs(fold)):
         times = [time for time, text in _lines(log) if PREDICTING.fullmatch(text)]
         if times:
-            return [(after - before).total_seconds() for before, after in zip(times, times[1:], strict=False)]
+            return [(after - before).total_seconds() for before, after in pairwise(times)]
     return []
 
 

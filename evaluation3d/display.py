@@ -39,14 +39,16 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(Text(f"{len(comparison.cases)} cases. Mean ± standard deviation:", style="bold"))
     for name, letter in letters.items():
         console.print(Text(f"  {letter} = {name}"), soft_wrap=True)
-    console.print(_means(comparison, letters))
+    for metric in comparison.metrics:
+        console.print(_means(comparison, metric, letters))
     if comparison.tables["description"]["n_undefined"].any():
-        console.print(Text("* or –: undefined in some or all cases, see failures."))
+        console.print("* or –: undefined in some or all cases, see the failures below.")
     if "pairs" in comparison.tables:
         console.print(
             Text("\nPaired differences, 95 % BCa interval, p after Holm's correction:", style="bold")
         )
-        console.print(_differences(comparison, letters))
+        for metric in comparison.metrics:
+            console.print(_differences(comparison, metric, letters))
         console.print(Text(f"Family of the correction: {comparison.settings['family']}"), soft_wrap=True)
     console.print(Text("\n" + "\n".join(_failures(comparison, letters)), style="bold"), soft_wrap=True)
     for caution in comparison.cautions:
@@ -107,10 +109,9 @@ def _paired(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
         "Holm": p_value(row["wilcoxon_p_holm"]),
         "p permutation": p_value(row["permutation_p"]),
         "Holm, permutation": p_value(row["permutation_p_holm"]),
-        "sign changes": str(row["n_sign_changes"]),
         "wins : ties : losses": f"{row['wins_a']} : {row['ties']} : {row['wins_b']}",
         "win rate": number(row["win_rate_a"]),
-        "note": row["note"],
+        "note": row["note"] or UNDEFINED,
     }
 
 
@@ -185,24 +186,21 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) and value else UNDEFINED
 
 
-def _means(comparison: Comparison, letters: dict[str, str]) -> Table:
-    table = Table("metric", "class", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for name, letter in letters.items():
+def _means(comparison: Comparison, metric: str, letters: dict[str, str]) -> Table:
+    table = _table(comparison, metric)
+    for letter in letters.values():
         table.add_column(letter, justify="right", no_wrap=True)
     ranked = comparison.tables.get("ranking")
     if ranked is not None:
         table.add_column("ranks by mean", justify="right")
-        ranked = ranked[ranked["scheme"] == MEAN_THEN_RANK]
-    for (metric, name), rows in comparison.tables["description"].groupby(["metric", "class"], sort=False):
-        better = {"higher": "↑", "lower": "↓"}[comparison.definition(metric)["better"]]
-        entries = rows.set_index("method").to_dict("index")
-        cells = [_mean(entry) for entry in entries.values()]
+        ranked = ranked[(ranked["scheme"] == MEAN_THEN_RANK) & (ranked["metric"] == metric)]
+    rows = comparison.tables["description"]
+    for name, entries in rows[rows["metric"] == metric].groupby("class", sort=False):
+        cells = [_mean(entry) for entry in entries.to_dict("records")]
         if ranked is not None:
-            here = ranked[(ranked["metric"] == metric) & (ranked["class"] == name)]
+            here = ranked[ranked["class"] == name]
             cells.append(" ".join(f"{letters[r.method]}{r.rank}" for r in here.itertuples()) or UNDEFINED)
-        table.add_row(
-            f"{_metric({'metric': metric, 'unit': rows['unit'].iloc[0]})} {better}", Text(name), *cells
-        )
+        table.add_row(Text(str(name)), *cells)
     return table
 
 
@@ -214,25 +212,24 @@ def _mean(entry: dict[str, Any]) -> str:
     return f"{number(entry['mean'], entry['unit'])} ± {number(entry['sd'], entry['unit'])}{star}"
 
 
-def _differences(comparison: Comparison, letters: dict[str, str]) -> Table:
-    headings = ["metric", "class", "pair", "n", "difference", "interval", "Wilcoxon", "permut.", "win rate"]
-    table = Table(*headings[:3], box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading in headings[3:]:
+def _differences(comparison: Comparison, metric: str, letters: dict[str, str]) -> Table:
+    table = _table(comparison, metric)
+    table.add_column("pair", no_wrap=True)
+    for heading in ("n", "mean", "interval", "Wilcoxon", "permut.", "wins"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in comparison.tables["pairs"].to_dict("records"):
+    rows = comparison.tables["pairs"]
+    for row in rows[rows["metric"] == metric].to_dict("records"):
         shown = _paired(row, letters)
-        table.add_row(
-            row["metric"],
-            Text(row["class"]),
-            _pair(row, letters),
-            shown["n"],
-            shown["mean"],
-            shown["95 % interval"],
-            shown["Holm"],
-            shown["Holm, permutation"],
-            shown["win rate"],
-        )
+        columns = ("difference", "n", "mean", "95 % interval", "Holm", "Holm, permutation", "win rate")
+        table.add_row(Text(row["class"]), *(shown[column] for column in columns))
     return table
+
+
+def _table(comparison: Comparison, metric: str) -> Table:
+    definition = comparison.definition(metric)
+    arrow = {"higher": "↑", "lower": "↓"}[definition["better"]]
+    heading = f"{_metric({'metric': metric, 'unit': definition['unit']})} {arrow}"
+    return Table(heading, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
 
 
 def _failures(comparison: Comparison, letters: dict[str, str]) -> list[str]:

@@ -113,7 +113,7 @@ def ranks_figure(comparison: Comparison, metric: str) -> str | None:
                     left += share
         panel.set_yticks(list(ticks), list(ticks.values()))
         panel.set_xlim(0, 1)
-        panel.set_xlabel("share of bootstrap samples; number: rank")
+        panel.set_xlabel("share of samples; number: rank")
         panel.set_title(name)
     return _svg(figure)
 

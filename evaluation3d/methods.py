@@ -29,7 +29,7 @@ COLUMNS = ["case", "label", "class", "metric", "value", "unit"]
 NAMES_SHOWN = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a table has no truth value
 class Method:
     """One method: its values (metric → table of cases × classes), its summary, and its files where they were given.
 

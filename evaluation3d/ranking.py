@@ -106,7 +106,7 @@ def greater_p(differences: np.ndarray, weights: np.ndarray) -> np.ndarray:
     variance = n * (n + 1) * (2 * n + 1) / 24 - (n_tied**3 - n_tied).sum(1) / 48
     excess = rank_sum - n * (n + 1) / 4
     with np.errstate(invalid="ignore", divide="ignore"):
-        z = (excess - 0.5 * np.sign(excess)) / np.sqrt(variance)
+        z = (excess - 0.5) / np.sqrt(variance)
     return np.where(n > 0, stats.norm.sf(z), 1.0)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of single cases: the slice where the methods disagree most with the reference, a panel a method."""
+"""Pictures of single cases: the slice with most of the voxels in which the methods are wrong, a panel a method."""
 
 from __future__ import annotations
 
@@ -72,7 +72,8 @@ def _draw(
     background = _background(image, reference)
     if truth.ndim == 2:
         truth, background, maps = truth[..., None], background[..., None], [m[..., None] for m in maps]
-    disagreement = np.sum([(m != truth).sum((0, 1)) for m in maps], axis=0)
+    wrong = [(m != truth).sum((0, 1)) for m in maps]
+    disagreement = np.sum([voxels / max(1, voxels.sum()) for voxels in wrong], axis=0)
     union = truth | np.any(maps, axis=0)
     z = int(disagreement.argmax()) if disagreement.any() else int(union.sum((0, 1)).argmax())
     window = _window(union)
