@@ -14,11 +14,13 @@ from samnn.labels import read_dataset_json
 from .compare import Comparison
 from .display import display_tables
 from .report import render_report
-from .results import SUMMARY_KEY, is_our_summary
 from .summary import check_target
 
 if TYPE_CHECKING:
     import pandas
+
+
+SIGNATURE = b"samnn compare"
 
 
 def check_comparison_target(out: Path) -> None:
@@ -28,9 +30,13 @@ def check_comparison_target(out: Path) -> None:
         SamnnError: the reason, and what to do.
     """
     check_target(out)
-    ours = is_our_summary(out / "comparison.json")
-    for name in ("report.html", "comparison.json", "tables", "metrics", "pictures"):
-        if (out / name).exists() and not ours and not _only_cache(out):
+    signed = {
+        "report.html": out / "report.html",
+        "comparison.json": out / "comparison.json",
+        "tables": out / "tables" / "tables.tex",
+    }
+    for name, path in signed.items():
+        if (out / name).exists() and not _is_ours(path):
             raise SamnnError(f"{out / name}: exists and is not from samnn compare. Choose another -o.")
 
 
@@ -52,7 +58,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
         (folder / "tables.tex").write_text(_latex(shown), encoding="utf-8")
         with whole_file(out / "report.html") as page:
             page.write_text(html, encoding="utf-8")
-            write_json(out / "comparison.json", _as_json(comparison))
+    write_json(out / "comparison.json", _as_json(comparison))  # last: it says what the others are
 
 
 def _is_written(comparison: Comparison, out: Path) -> bool:
@@ -60,15 +66,12 @@ def _is_written(comparison: Comparison, out: Path) -> bool:
     return there and read_dataset_json(out / "comparison.json").get("key") == comparison.key
 
 
-def _only_cache(out: Path) -> bool:
-    """Whether an interrupted comparison left nothing but kept metrics and pictures here."""
-    found = {path.name for path in out.iterdir()} - {"metrics", "pictures"}
-    kept = (out / "metrics").is_dir() and all(
-        is_our_summary(path / "summary.json")
-        for path in (out / "metrics").iterdir()
-        if not path.name.startswith(".")
-    )
-    return kept and not {name for name in found if not name.startswith(".")}
+def _is_ours(path: Path) -> bool:
+    """Whether a file has our signature among its first bytes."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return SIGNATURE in file.read(400)
 
 
 def _as_json(comparison: Comparison) -> dict[str, Any]:
@@ -78,7 +81,8 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
     }
     definitions = {metric: comparison.definition(metric) for metric in comparison.metrics}
     return {
-        SUMMARY_KEY: __version__,
+        "written_by": SIGNATURE.decode(),
+        "samnn_version": __version__,
         "key": comparison.key,
         "settings": comparison.settings,
         "cautions": comparison.cautions,
@@ -97,7 +101,7 @@ def _markdown(tables: dict[str, pandas.DataFrame]) -> str:
 
 
 def _latex(tables: dict[str, pandas.DataFrame]) -> str:
-    blocks = ["% Needs \\usepackage{booktabs}."]
+    blocks = ["% Written by samnn compare. Needs \\usepackage{booktabs}."]
     for title, table in tables.items():
         rows = [
             " & ".join(map(_escaped, line)) + " \\\\"
