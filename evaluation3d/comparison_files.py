@@ -11,7 +11,8 @@ from samnn.atomic import whole_file, whole_folder, write_json
 from samnn.errors import SamnnError
 from samnn.labels import read_dataset_json
 
-from .compare import Comparison
+from .cautions import cautions_of
+from .comparison import Comparison
 from .display import display_tables
 from .report import render_report
 from .summary import check_target
@@ -85,7 +86,7 @@ def _as_json(comparison: Comparison) -> dict[str, Any]:
         "samnn_version": __version__,
         "key": comparison.key,
         "settings": comparison.settings,
-        "cautions": comparison.cautions,
+        "cautions": cautions_of(comparison),
         "definitions": definitions,
         "tables": tables,
     }

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .compare import Comparison
+from .cautions import cautions_of
+from .comparison import Comparison
 from .ranking import MEAN_THEN_RANK
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             console.print(_differences(comparison, metric, letters))
         console.print(Text(f"Family of the correction: {comparison.settings['family']}"), soft_wrap=True)
     console.print(Text("\n" + "\n".join(_failures(comparison, letters)), style="bold"), soft_wrap=True)
-    for caution in comparison.cautions:
+    for caution in cautions_of(comparison):
         console.print(Text(f"Note: {caution}"), soft_wrap=True)
 
 

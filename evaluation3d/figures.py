@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from .compare import Comparison
+from .comparison import Comparison
 from .display import letters_of
 from .ranking import SCHEMES
 

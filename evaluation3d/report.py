@@ -9,7 +9,8 @@ from pathlib import Path
 
 from samnn import __version__
 
-from .compare import Comparison
+from .cautions import cautions_of
+from .comparison import Comparison
 from .display import display_tables, letters_of
 from .figures import differences_figure, ranks_figure, values_figure
 from .slices import chosen_cases, draw_case
@@ -36,6 +37,7 @@ def render_report(comparison: Comparison, pictures: Path) -> str:
     }
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         comparison=comparison,
+        cautions=cautions_of(comparison),
         letters=letters_of(comparison),
         tables=tables,
         figures=figures,

@@ -12,7 +12,7 @@ from samnn.atomic import whole_file
 from samnn.errors import SamnnError
 from samnn.io import Volume, read_labels, read_volume
 
-from .compare import Comparison
+from .comparison import Comparison
 from .display import letters_of, number
 
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#F0E442", "#56B4E9"  # Okabe and Ito's yellow and sky blue

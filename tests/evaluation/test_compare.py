@@ -18,7 +18,9 @@ import pytest
 
 from samnn.errors import SamnnError
 from samnn.evaluation3d import evaluate_folder, write_outputs
-from samnn.evaluation3d.compare import Comparison, compare
+from samnn.evaluation3d.cautions import cautions_of
+from samnn.evaluation3d.compare import compare
+from samnn.evaluation3d.comparison import Comparison
 from samnn.evaluation3d.comparison_files import write_comparison
 from samnn.evaluation3d.costs import costs_of
 from samnn.evaluation3d.results import find_results
@@ -135,7 +137,7 @@ def test_a_missed_organ_counts_zero_in_dice_and_is_left_out_and_counted_in_dista
     assert (distance["n"], distance["n_left_out"], distance["note"]) == (
         5, 1, "no interval: all differences are equal"
     )  # fmt: skip
-    assert any("distances flatter" in caution for caution in finished[0].cautions)
+    assert any("distances flatter" in caution for caution in cautions_of(finished[0]))
 
 
 def test_the_mean_of_classes_uses_the_same_classes_for_both_methods(finished):
@@ -161,11 +163,11 @@ def test_the_family_of_the_correction_is_what_was_asked(methods, finished):
 
 
 def test_few_cases_and_shared_folds_are_said(methods, finished):
-    said = "\n".join(finished[0].cautions)
+    said = "\n".join(cautions_of(finished[0]))
     assert "The cases come from 2 folds" in said
     assert "6 cases cannot give a p below 0.0312" in said
     grouped = compare(methods, group=r"(p\d+)_")
-    assert "3 patients cannot give a two-sided p below 0.25" in "\n".join(grouped.cautions)
+    assert "3 patients cannot give a two-sided p below 0.25" in "\n".join(cautions_of(grouped))
     assert row(grouped.tables["pairs"], metric="dice", **{"class": "heart"})["n_groups"] == 3
 
 
@@ -194,7 +196,7 @@ def test_a_plain_folder_takes_the_labels_of_the_results_folder_beside_it(methods
     comparison = compare([methods[0], plain])
     assert comparison.settings["reference"] == str(study / "raw" / DATASET / "labelsTr")
     assert row(comparison.tables["pairs"], metric="dice", **{"class": "heart"})["wins_b"] == 6
-    assert any("cannot be seen from the files: plain" in caution for caution in comparison.cautions)
+    assert any("cannot be seen from the files: plain" in caution for caution in cautions_of(comparison))
 
 
 def test_names_leave_out_plans_and_configuration_only_where_all_share_them(methods, copied):
@@ -270,7 +272,7 @@ def test_the_report_shows_the_numbers_of_the_csv(finished):
     for entry in pairs[pairs["metric"] == "dice"].to_dict("records"):
         assert f">{entry['mean_difference']:.3f}<" in text
         assert f">{entry['wilcoxon_p_holm']:.3f}<" in text
-    for said in [*finished[0].cautions, finished[0].settings["family"]]:
+    for said in [*cautions_of(finished[0]), finished[0].settings["family"]]:
         assert said.replace("'", "&#39;") in text
 
 

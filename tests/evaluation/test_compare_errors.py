@@ -39,17 +39,17 @@ def test_under_no_difference_about_5_percent_lie_below_5_percent(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [8, 12, 30, 60])
+@pytest.mark.parametrize("n", [8, 30, 60])
 @pytest.mark.parametrize("name", NO_DIFFERENCE)
 def test_error_rates_in_long_simulations(name, n, capsys):
-    trials = 2000
-    p = p_values(NO_DIFFERENCE[name], n=n, trials=trials, resamples=4096 if n <= 12 else 999)
+    trials = 1000
+    p = p_values(NO_DIFFERENCE[name], n=n, trials=trials, resamples=256 if n == 8 else 999)
     shares = (p < 0.05).mean(0)
     with capsys.disabled():
         print(f"\n{name}, n = {n}: below 5 %: Wilcoxon {shares[0]:.3f}, permutation {shares[1]:.3f}")
     for share in shares:  # tests of few cases or with ties are discrete, and then err less often
         assert share <= stats.binom.ppf(0.999, trials, 0.05) / trials
-        assert n < 12 or name == "ties" or not outside(share, 0.05, trials)
+        assert n == 8 or name == "ties" or not outside(share, 0.05, trials)
 
 
 def patients(rng: np.random.Generator, n: int) -> np.ndarray:
