@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ from samnn.atomic import whole_folder
 from samnn.errors import Problems, SamnnError
 from samnn.labels import read_dataset_json
 
-from .cases import ENDINGS, Case, CaseSet, find_cases
+from .cases import Case, CaseSet, find_cases
 from .evaluate import evaluate_folder
 from .results import Results, find_results, is_our_summary, reference_labels
 from .summary import write_outputs
@@ -267,7 +268,7 @@ def _refuse_other_references(folders: dict[str, Path], cases: list[str]) -> None
             )
             break
         else:
-            differing = [case for case in cases if _label_hash(first, case) != _label_hash(folder, case)]
+            differing = [case for case in cases if not _same_label_map(case, first, folder)]
             if differing:
                 problems.append(
                     f"{name}: its reference {folder} differs from {first} of {first_name} in {len(differing)} of "
@@ -332,9 +333,12 @@ def _code_hash() -> str:
     return hashlib.sha256("".join(_sha256(file) for file in files).encode()).hexdigest()
 
 
-def _label_hash(folder: Path, case: str) -> str | None:
-    path = next((folder / f"{case}{end}" for end in ENDINGS if (folder / f"{case}{end}").is_file()), None)
-    return _sha256(path) if path else None
+def _same_label_map(case: str, *folders: Path) -> bool:
+    """Whether all folders hold a file of that case, with the same bytes."""
+    files = [
+        sorted(folder.glob(f"{glob.escape(case)}.*"), key=lambda path: len(path.name)) for folder in folders
+    ]
+    return all(files) and len({_sha256(found[0]) for found in files}) == 1
 
 
 def _sha256(path: Path) -> str:

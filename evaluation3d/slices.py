@@ -20,7 +20,7 @@ MARGIN = 12  # voxels around what is labelled
 
 
 def chosen_cases(comparison: Comparison, class_name: str) -> dict[str, str]:
-    """The best, the median and the worst case of a class, by the mean of all methods in the first metric asked for.
+    """The worst, the best and the median case of a class, by the mean of all methods in the first metric asked for.
 
     Cases without a value in some method are taken for worst: a method has failed there.
     """
@@ -36,7 +36,7 @@ def chosen_cases(comparison: Comparison, class_name: str) -> dict[str, str]:
     order = sorted(scores, key=lambda case: (scores[case], case))
     if not order:
         return {}
-    chosen = {"worst": order[0], "median": order[len(order) // 2], "best": order[-1]}
+    chosen = {"worst": order[0], "best": order[-1], "median": order[len(order) // 2]}
     return {
         word: case for i, (word, case) in enumerate(chosen.items()) if case not in list(chosen.values())[:i]
     }

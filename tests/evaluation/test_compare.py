@@ -284,6 +284,22 @@ def test_names_and_cases_cannot_inject_markup(methods, tmp_path):
     assert r"B & C \| _%" in (tmp_path / "out" / "tables" / "tables.md").read_text(encoding="utf-8")
 
 
+def test_two_dimensional_maps_with_a_region_are_drawn_too(tmp_path, write_labels, write_dataset_json):
+    write_dataset_json(tmp_path / "labels", {"background": 0, "all": [1, 2], "core": 2})
+    for case in ("a", "b"):
+        flat = np.zeros((20, 16), np.uint8)
+        flat[3:13, 4:12], flat[5:8, 6:9] = 1, 2
+        write_labels(tmp_path / "labels" / f"{case}.nii.gz", flat)
+        for shift, name in enumerate(("A", "B")):
+            write_labels(tmp_path / name / f"{case}.nii.gz", np.roll(flat, shift + 1, axis=0))
+    comparison = compare([tmp_path / "A", tmp_path / "B"], reference=tmp_path / "labels", metrics=["dice"])
+    write_comparison(comparison, tmp_path / "out")
+    assert (
+        len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 4
+    )  # of two cases a worst and a best one
+    assert row(comparison.tables["pairs"], **{"class": "all"})["mean_difference"] == pytest.approx(0.1)
+
+
 def test_every_table_is_there_as_csv_json_markdown_and_latex(finished):
     comparison, out = finished
     content = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
