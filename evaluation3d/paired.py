@@ -118,7 +118,13 @@ def wilcoxon_p(differences: np.ndarray) -> float:
     if not len(differences):
         return math.nan
     differences = differences[differences != 0]
-    return float(stats.wilcoxon(differences).pvalue) if len(differences) else 1.0
+    n, tied = len(differences), len(np.unique(np.abs(differences))) < len(differences)
+    if n == 0:
+        return 1.0
+    method = stats.PermutationMethod() if tied and n <= 13 else "approx" if tied or n > 50 else "exact"
+    return float(
+        stats.wilcoxon(differences, method=method).pvalue
+    )  # what "auto" does depends on scipy's version
 
 
 def permutation_p(sums: np.ndarray, *, resamples: int = RESAMPLES) -> tuple[float, int]:

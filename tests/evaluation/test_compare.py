@@ -12,6 +12,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pandas
 import pytest
@@ -24,7 +25,9 @@ from samnn.evaluation3d.comparison import Comparison
 from samnn.evaluation3d.comparison_files import write_comparison
 from samnn.evaluation3d.costs import costs_of
 from samnn.evaluation3d.results import find_results
+from samnn.evaluation3d.slices import draw_case
 from samnn.evaluation3d.terminal import MACRO
+from samnn.io import Volume, read_labels, write_volume
 
 LABELS = {"background": 0, "heart": 1, "esophagus": 2}
 CASES = [f"p{patient}_{scan}" for patient in (1, 2, 3) for scan in (1, 2)]
@@ -298,6 +301,25 @@ def test_two_dimensional_maps_with_a_region_are_drawn_too(tmp_path, write_labels
         len(list((tmp_path / "out" / "pictures").glob("*.png"))) == 4
     )  # of two cases a worst and a best one
     assert row(comparison.tables["pairs"], **{"class": "all"})["mean_difference"] == pytest.approx(0.1)
+
+
+def test_on_real_labels_the_smaller_shift_is_better_in_every_metric(shared, tmp_path):
+    data = shared / "data" / "Dataset904_Hippocampus"
+    for reference in sorted((data / "labelsTs").glob("*.nii.gz")):
+        labels = read_labels(reference)
+        for name, shift in (("near", 1), ("far", 2)):
+            path = tmp_path / name / reference.name
+            path.parent.mkdir(exist_ok=True)
+            write_volume(path, Volume(np.roll(labels.voxels, shift, axis=1).astype(np.uint8), labels.grid))
+    comparison = compare([tmp_path / "near", tmp_path / "far"], reference=data / "labelsTs")
+    pairs = comparison.tables["pairs"]
+    assert len(pairs) == 9
+    assert (pairs["better_on_average"] == "near").all()
+    assert (pairs["n"] == 10).all()
+    assert (pairs.loc[pairs["metric"] == "dice", "permutation_p"] == 2 / 2**10).all()
+    picture = draw_case(comparison, "anterior", comparison.cases[0], tmp_path / "pictures")
+    greys = np.unique(matplotlib.image.imread(picture)[..., 0])
+    assert len(greys) > 100  # the MR image is behind the outlines
 
 
 def test_every_table_is_there_as_csv_json_markdown_and_latex(finished):

@@ -56,6 +56,14 @@ def test_wilcoxon_is_exact_for_few_cases_with_and_without_ties(differences):
     assert wilcoxon_p(differences) == pytest.approx(by_hand(differences))
 
 
+@pytest.mark.parametrize(("n", "ties"), [(14, True), (50, False), (51, False)])
+def test_wilcoxon_is_exact_up_to_50_and_with_ties_up_to_13(n, ties):
+    differences = np.random.default_rng(n).normal(0.3, 1, n)
+    differences = np.round(differences, 1) + 0.01 if ties else differences
+    method = "approx" if ties or n > 50 else "exact"
+    assert wilcoxon_p(differences) == stats.wilcoxon(differences, method=method).pvalue
+
+
 def test_zero_differences_are_dropped_by_wilcoxon_and_counted_as_ties():
     with_zeros = np.array([0.3, 0.0, -0.1, 0.2, 0.0, 0.5])
     assert wilcoxon_p(with_zeros) == wilcoxon_p(with_zeros[with_zeros != 0])
