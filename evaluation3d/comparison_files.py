@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from samnn import __version__
 from samnn.atomic import whole_file, whole_folder, write_json
 from samnn.errors import SamnnError
-from samnn.labels import read_dataset_json
 
 from .cautions import cautions_of
 from .comparison import Comparison
@@ -63,16 +62,19 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
 
 
 def _is_written(comparison: Comparison, out: Path) -> bool:
-    there = all((out / name).exists() for name in ("report.html", "comparison.json", "tables"))
-    return there and read_dataset_json(out / "comparison.json").get("key") == comparison.key
+    """Whether report and tables are those of this very comparison, which comparison.json, written last, says."""
+    there = all((out / name).exists() for name in ("report.html", "tables", "comparison.json"))
+    return there and comparison.key.encode() in _start(out / "comparison.json")
 
 
 def _is_ours(path: Path) -> bool:
     """Whether a file has our signature among its first bytes."""
-    if not path.is_file():
-        return False
+    return path.is_file() and SIGNATURE in _start(path)
+
+
+def _start(path: Path) -> bytes:
     with open(path, "rb") as file:
-        return SIGNATURE in file.read(400)
+        return file.read(400)
 
 
 def _as_json(comparison: Comparison) -> dict[str, Any]:

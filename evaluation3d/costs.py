@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 
-from samnn.labels import read_dataset_json
+from samnn.errors import SamnnError
 
 from .results import Results
 
@@ -57,15 +58,25 @@ def costs_of(results: Results | None) -> dict[str, float | int | str | None]:
 
 
 def _settings(fold: Path) -> dict:
-    path = fold / "settings.json"
-    return read_dataset_json(path) if path.is_file() else {}
+    return _read(fold / "settings.json")
 
 
 def _device(fold: Path) -> str | None:
     """The name of the GPU, else "cpu" or the like, from the debug.json that nnU-Net writes as training starts."""
-    path = fold / "debug.json"
-    debug = read_dataset_json(path) if path.is_file() else {}
+    debug = _read(fold / "debug.json")
     return debug.get("gpu_name") or debug.get("device")
+
+
+def _read(path: Path) -> dict:
+    """A JSON object, empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise SamnnError(
+            f"{path}: is no JSON object ({error}). Move it away: what it says is then not known."
+        ) from error
 
 
 def _epoch_seconds(fold: Path) -> dict[int, float]:

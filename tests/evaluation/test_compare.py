@@ -417,9 +417,13 @@ def test_a_table_edited_by_hand_is_refused(methods, tmp_path, old, new, said):
     refused(str(table), said, sources=[table])
 
 
-def test_a_table_without_its_summary_is_refused(methods, tmp_path):
+def test_a_table_without_its_whole_summary_is_refused(methods, tmp_path):
     table = evaluated(None, methods[0], tmp_path / "a")
-    table.with_name("summary.json").unlink()
+    summary = table.with_name("summary.json")
+    content = json.loads(summary.read_text())
+    summary.write_text(json.dumps({key: value for key, value in content.items() if key != "tolerance_mm"}))
+    refused("summary.json lacks tolerance_mm", sources=[table])
+    summary.unlink()
     refused("summary.json of samnn evaluate does not lie beside it", sources=[table])
 
 
@@ -524,6 +528,12 @@ def test_costs_come_from_logs_settings_and_file_sizes(copied):
         "inference_seconds": 5.0,  # 4 and 6 s; the last case also waits for the exports
         "device": "A100",
     }
+
+
+def test_damaged_settings_are_an_error_with_a_cure(copied):
+    (copied[0] / "fold_0" / "settings.json").write_text('{"parameters": ')
+    with pytest.raises(SamnnError, match=r"settings\.json: is no JSON object .* Move it away"):
+        costs_of(find_results(copied[0]))
 
 
 def test_what_no_file_says_is_not_known(copied, finished):
