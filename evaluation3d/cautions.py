@@ -6,7 +6,7 @@ from .comparison import Comparison
 from .paired import least_p
 from .ranking import ALPHA
 
-FEW = 10  # below so many patients a BCa interval is too narrow: see docs/comparison.md
+FEW = 20  # below so many patients a BCa interval is too narrow: simulated in tests/evaluation/test_compare_errors.py
 
 
 def cautions_of(comparison: Comparison) -> list[str]:
@@ -29,7 +29,8 @@ def cautions_of(comparison: Comparison) -> list[str]:
             )
         if n < FEW:
             lines.append(
-                f"Bootstrap intervals of {n} {what} are too narrow: they hold the truth less often than 95 %."
+                f"Bootstrap intervals of {n} {what} are too narrow: in simulations of skewed differences the 95 % "
+                "interval held the truth in 84 % of trials with 5 cases, 88 % with 8, 90 % with 10, 93 % with 20."
             )
     folds = {v.parent.name for m in comparison.methods if m.results for v in m.results.validations}
     if len(folds) > 1:

@@ -168,6 +168,7 @@ def test_the_family_of_the_correction_is_what_was_asked(methods, finished):
 def test_few_cases_and_shared_folds_are_said(methods, finished):
     said = "\n".join(cautions_of(finished[0]))
     assert "The cases come from 2 folds" in said
+    assert "Bootstrap intervals of 6 cases are too narrow" in said
     assert "6 cases cannot give a p below 0.0312" in said
     grouped = compare(methods, group=r"(p\d+)_")
     assert "3 patients cannot give a two-sided p below 0.25" in "\n".join(cautions_of(grouped))
