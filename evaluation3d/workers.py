@@ -64,7 +64,8 @@ def each_case(
                     running[pool.submit(_attempt, function, case, *arguments)] = case
             if not running:
                 return
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            # Wake up each second: a signal that another thread caught is answered only when this one runs.
+            finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
             for future in finished:
                 try:
                     result = future.result()
