@@ -215,31 +215,40 @@ def test_names_leave_out_plans_and_configuration_only_where_all_share_them(metho
 # ---- the cache
 
 
-def decoded(command: str, arguments: list, env: dict) -> list[str]:
-    """The files that a command read voxels of: it runs in a process in which read_volume tells what it reads."""
+def run_compare(*arguments) -> tuple[list[str], str]:
+    """The files that the command read voxels of (in its process read_volume tells what it reads), and its output."""
     code = (
         "import sys, samnn.io as io\n"
         "read = io.read_volume\n"
         "def noted(path):\n    print('decoded', path); return read(path)\n"
         "io.read_volume = noted\n"
-        f"sys.argv = ['samnn', {command!r}, *{[str(a) for a in arguments]!r}]\n"
+        f"sys.argv = ['samnn', 'compare', *{[str(a) for a in arguments]!r}]\n"
         "from samnn.cli import main\nmain()"
     )
+    env = {**os.environ, "COLUMNS": "80"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
     assert done.returncode == 0, done.stderr
-    return [line for line in done.stdout.splitlines() if line.startswith("decoded")]
+    lines = done.stdout.splitlines()
+    files = [line for line in lines if line.startswith("decoded")]
+    return files, "\n".join(line for line in lines if not line.startswith("decoded"))
 
 
-def test_a_second_run_decodes_nothing_and_a_changed_file_only_its_method(copied, tmp_path, write_labels):
-    env = {**os.environ, "COLUMNS": "100"}
+def test_a_second_run_decodes_nothing_and_prints_the_same_and_a_changed_file_only_its_method(
+    copied, tmp_path, write_labels
+):
     arguments = [*copied, "-o", tmp_path / "out", "--metrics", "dice", "--workers", "1"]
-    assert len(decoded("compare", arguments, env)) > 2 * 2 * len(CASES)  # both maps of each, and the pictures
+    files, shown = run_compare(*arguments)
+    assert len(files) > 2 * 2 * len(CASES)  # both maps of each, and the pictures
+    assert "0.850 ± 0.055" in shown
+    assert "esophagus: missed in 1 of 6 cases by B (B)" in shown
+    assert str(tmp_path / "out" / "report.html") in shown
+    assert max(map(len, shown.split("Family")[0].splitlines())) <= 80
     first = (tmp_path / "out" / "report.html").read_bytes()
-    assert decoded("compare", arguments, env) == []
+    assert run_compare(*arguments) == ([], shown)
     assert (tmp_path / "out" / "report.html").read_bytes() == first
     write_labels(copied[0] / "fold_0" / "validation" / f"{CASES[0]}.nii.gz", volume(5))
-    again = [line for line in decoded("compare", arguments, env) if "B__" in line]
-    assert len(again) <= 2 * 3  # of B only the pictures of best, median and worst
+    again = [line for line in run_compare(*arguments)[0] if "B__" in line]
+    assert len(again) <= 2 * 3  # of B only the pictures of worst, best and median
     assert (tmp_path / "out" / "report.html").read_bytes() != first
 
 
@@ -336,19 +345,6 @@ def test_every_table_is_there_as_csv_json_markdown_and_latex(finished):
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 5
     rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
     assert len(rows) == sum(len(t) + 1 for name, t in comparison.tables.items() if name != "values")
-
-
-def test_the_command_prints_the_tables_and_where_it_wrote(methods, tmp_path):
-    arguments = ["compare", *map(str, methods), "-o", str(tmp_path / "out"), "--metrics", "dice"]
-    done = subprocess.run(
-        [sys.executable, "-m", "samnn.cli", *arguments],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "80"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "0.850 ± 0.055" in done.stdout
-    assert "esophagus: missed in 1 of 6 cases by B (B)" in done.stdout
-    assert str(tmp_path / "out" / "report.html") in done.stdout
-    assert max(map(len, done.stdout.split("Family")[0].splitlines())) <= 80
 
 
 # ---- what is refused
