@@ -292,6 +292,107 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    methods: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="A [B …]",
+            help="nnU-Net results folders (`Trainer__Plans__config`, or folds of them), folders of predicted label "
+            "maps, or `metrics.csv` files (or their folders) that `samnn evaluate` wrote. One alone: its tables.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for `report.html`, `tables/` and `comparison.json`; those of an earlier run are replaced. "
+            "Metrics are kept there, too: what has not changed is not computed again. Without it nothing is written.",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", "-r", help="Folder of reference label maps. Default: the labels of the dataset."
+        ),
+    ] = None,
+    names: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="Names of the methods. Default: those of the folders.")
+    ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            metavar="M,N,…",
+            help="What is compared. Holm's correction goes over all of these, classes and pairs.",
+        ),
+    ] = "dice,nsd,hausdorff95",
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX",
+            help="Names the patient in a case's name, such as `(patient\\d+)_`: cases of one patient are resampled "
+            "together. Default: every case is a patient.",
+        ),
+    ] = None,
+    tolerance_mm: Annotated[
+        float, typer.Option(help="Tolerance of the normalised surface Dice, in mm.")
+    ] = 1.0,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="A `dataset.json` with the class names. Default: the one beside or above the folders."
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Cases evaluated at the same time. Default: as many as cores and work, at most 8."
+        ),
+    ] = None,
+) -> None:
+    """Say which method is better, and how sure one can be: paired tests, intervals, rankings, a report.
+
+    All methods must have the same cases, held out from their training, and the same reference.
+
+    **Examples**
+
+        samnn compare RESULTS/nnUNetTrainer__nnUNetPlans__2d RESULTS/nnUNetTrainerENet__nnUNetPlans__2d -o comparison
+
+        samnn compare unet/metrics.csv enet/metrics.csv --names UNet,ENet --metrics dice
+
+        samnn compare predictions_a predictions_b -r labelsTs --group '^(patient\\d+)' -o comparison
+    """
+    from rich.console import Console
+
+    from samnn.evaluation3d.compare import compare as compare_methods
+    from samnn.evaluation3d.comparison_files import check_comparison_target, write_comparison
+    from samnn.evaluation3d.display import print_comparison
+
+    if out is not None:
+        check_comparison_target(out)
+    comparison = compare_methods(
+        methods,
+        reference=reference,
+        names=names.split(",") if names is not None else None,
+        metrics=metrics.split(","),
+        group=group,
+        tolerance_mm=tolerance_mm,
+        labels=labels,
+        workers=workers,
+        out=out,
+        show_progress=True,
+    )
+    if out is not None:  # before anything is printed: that may fail
+        write_comparison(comparison, out)
+    print_comparison(comparison, Console())
+    if out is not None:
+        typer.echo(f"Written: {out / 'report.html'}, {out / 'tables'} and {out / 'comparison.json'}")
+    else:
+        typer.echo("Nothing was written; -o OUT writes report.html and the tables.")
+
+
+@app.command()
 def check(
     folder: Annotated[
         str,
