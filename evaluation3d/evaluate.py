@@ -20,6 +20,7 @@ from samnn.labels import MAX_VALUE, LabelSet
 from .cases import Case, CaseSet, find_cases
 from .masks import Outcome, mask_pairs
 from .metrics import find_metrics
+from .surface import Definition
 from .workers import each_case, sensible_workers
 
 if TYPE_CHECKING:
@@ -44,21 +45,31 @@ class Evaluation:
     case_set: CaseSet
     labels: LabelSet
     tolerance_mm: float
+    surface: Definition
     results: dict[str, dict[str, ClassResult]]  # case → class → result
 
     @property
     def table(self) -> pandas.DataFrame:
-        """One row a case, class and metric: `case, label, class, metric, value, unit`. NaN: undefined."""
+        """One row a case, class and metric: `case, label, class, metric, value, unit, surface`. NaN: undefined.
+
+        `surface` names the definition where a metric is measured on surfaces, and is empty elsewhere.
+        """
         import pandas
 
-        units = {name: metric.declared.unit for name, metric in find_metrics().items()}
+        metrics = find_metrics()
+        units = {name: metric.declared.unit for name, metric in metrics.items()}
+        surfaces = {
+            name: self.surface if metric.declared.of_surfaces else "" for name, metric in metrics.items()
+        }
         rows = [
-            (case, result.label, name, metric, value, units[metric])
+            (case, result.label, name, metric, value, units[metric], surfaces[metric])
             for case, classes in self.results.items()
             for name, result in classes.items()
             for metric, value in result.values.items()
         ]
-        return pandas.DataFrame(rows, columns=["case", "label", "class", "metric", "value", "unit"])
+        return pandas.DataFrame(
+            rows, columns=["case", "label", "class", "metric", "value", "unit", "surface"]
+        )
 
 
 def evaluate_case(
@@ -68,12 +79,13 @@ def evaluate_case(
     spacing_mm: tuple[float, ...],
     labels: LabelSet | Mapping[str, Any],
     tolerance_mm: float = 1.0,
+    surface: Definition = "surfel",
     names: tuple[object, object] = ("the reference", "the prediction"),
 ) -> dict[str, ClassResult]:
     """Evaluate two label maps of one shape, 2D or 3D; `spacing_mm` belongs to the array axes in their order.
 
     `labels` is a LabelSet or nnU-Net's mapping of class name to value (or list of values). Where the reference
-    holds the ignore value, a voxel counts for nothing. `names` are used in messages.
+    holds the ignore value, a voxel counts for nothing. `surface` is a definition of `surface.DEFINITIONS`. `names` are used in messages.
 
     Raises:
         SamnnError: shapes, spacing, tolerance or voxels are not as described, or a value is not in `labels`.
@@ -100,6 +112,7 @@ def evaluate_case(
         spacing_mm=tuple(spacing_mm),
         labels=labels,
         tolerance_mm=tolerance_mm,
+        surface=surface,
         names=names,
     )
     return {
@@ -118,6 +131,7 @@ def evaluate_folder(
     *,
     labels: Path | None = None,
     tolerance_mm: float = 1.0,
+    surface: Definition = "surfel",
     allow_missing: bool = False,
     workers: int | None = 1,
     show_progress: bool = False,
@@ -143,9 +157,18 @@ def evaluate_folder(
             found = _run(progress, "Finding classes", _values_of, case_set, workers=workers)
             label_set = _numbered(set().union(*found.values()), case_set)
         results = _run(
-            progress, "Evaluating", _evaluate_files, case_set, label_set, tolerance_mm, workers=workers
+            progress,
+            "Evaluating",
+            _evaluate_files,
+            case_set,
+            label_set,
+            tolerance_mm,
+            surface,
+            workers=workers,
         )
-    return Evaluation(case_set, label_set, tolerance_mm, {case.name: results[case.name] for case in cases})
+    return Evaluation(
+        case_set, label_set, tolerance_mm, surface, {case.name: results[case.name] for case in cases}
+    )
 
 
 def _run(
@@ -167,7 +190,9 @@ def _run(
     return results
 
 
-def _evaluate_files(case: Case, labels: LabelSet, tolerance_mm: float) -> dict[str, ClassResult]:
+def _evaluate_files(
+    case: Case, labels: LabelSet, tolerance_mm: float, surface: Definition
+) -> dict[str, ClassResult]:
     reference = read_labels(case.reference)
     prediction = read_labels(case.prediction)
     return evaluate_case(
@@ -176,6 +201,7 @@ def _evaluate_files(case: Case, labels: LabelSet, tolerance_mm: float) -> dict[s
         spacing_mm=reference.grid.spacing_mm,
         labels=labels,
         tolerance_mm=tolerance_mm,
+        surface=surface,
         names=(case.reference, case.prediction),
     )
 

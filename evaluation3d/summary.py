@@ -16,6 +16,7 @@ from .cases import ENDINGS
 from .evaluate import ClassResult, Evaluation
 from .metrics import find_metrics
 from .results import SUMMARY_KEY, is_our_summary
+from .surface import Definition
 
 EMPTY_MASK_POLICY = (
     "A class in neither map (absent) is undefined for every metric. A class in the reference only (missed) or in "
@@ -23,7 +24,7 @@ EMPTY_MASK_POLICY = (
     "undefined then. Undefined values are null, are left out of mean, std, median, min and max, and are counted: "
     "n + n_undefined is the number of cases; n_missed and n_false count failures, whether or not they have a value."
 )
-CSV_HEADER = "case,label,class,metric,value,unit"
+CSV_HEADER = "case,label,class,metric,value,unit,surface"
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
@@ -48,8 +49,9 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "labels": _as_text(case_set.labels_source) if case_set.labels_source else None,
         "ignore_label": evaluation.labels.ignore,
         "tolerance_mm": evaluation.tolerance_mm,
+        "surface": evaluation.surface,
         "empty_mask_policy": EMPTY_MASK_POLICY,
-        "definitions": {name: _definition(name) for name in find_metrics()},
+        "definitions": {name: _definition(name, evaluation.surface) for name in find_metrics()},
         "notes": case_set.notes,
         "n_cases": len(evaluation.results),
         "cases": list(evaluation.results),
@@ -125,17 +127,17 @@ def _over_classes(metric: str, classes: dict[str, Any]) -> dict[str, float | Non
     }
 
 
-def _definition(name: str) -> dict[str, Any]:
+def _definition(name: str, surface: Definition) -> dict[str, Any]:
     metric = find_metrics()[name]
     declared = metric.declared
     empty = [declared.if_both_empty, declared.if_reference_empty, declared.if_prediction_empty]
     both, reference, prediction = [empty_value(value) for value in empty]
     return {
-        "formula": metric.formula,
+        "formula": metric.formulas[surface],
         "unit": declared.unit,
         "better": declared.better,
         "range": [None if math.isinf(end) else end for end in declared.range],
-        "definition": declared.definition,
+        "definition": metric.definition(surface),
         "source": declared.source,
         "if_both_empty": both,
         "if_reference_empty": reference,

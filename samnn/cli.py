@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -202,6 +202,22 @@ def evaluate(
     tolerance_mm: Annotated[
         float, typer.Option(help="Tolerance of the normalised surface Dice, in mm.")
     ] = 1.0,
+    surface: Annotated[
+        Literal["surfel", "voxel"],
+        typer.Option(
+            help="What a surface is: `surfel` as in DeepMind's surface-distance (areas in mm²), `voxel` as in medpy "
+            "(border voxels, each counted once), to compare with older tables."
+        ),
+    ] = "surfel",
+    cross_check: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Compute N random cases again with surface-distance (or medpy, for `--surface voxel`) and print the "
+            "largest differences; more than 1e-6 is an error. Needs `pip install 'samnn[check]'`.",
+        ),
+    ] = 0,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -229,10 +245,14 @@ def evaluate(
         samnn evaluate labelsTs predictions -o evaluation
 
         samnn evaluate nnUNet_results/Dataset055_SegTHOR/nnUNetTrainerENet__nnUNetPlans__2d
+
+        samnn evaluate labelsTs predictions --surface voxel --cross-check 3
     """
     from rich.console import Console
 
     from samnn.evaluation3d import evaluate_folder, summarise, write_outputs
+    from samnn.evaluation3d.cross_check import cross_check as check_against_package
+    from samnn.evaluation3d.cross_check import require_package
     from samnn.evaluation3d.summary import check_target
     from samnn.evaluation3d.terminal import print_summary
 
@@ -242,11 +262,14 @@ def evaluate(
         raise typer.BadParameter("give a folder of predictions, after the folder of references")
     if out is not None:
         check_target(out)
+    if cross_check:  # a missing package is found before the long work
+        require_package(surface)
     evaluation = evaluate_folder(
         reference,
         prediction,
         labels=labels,
         tolerance_mm=tolerance_mm,
+        surface=surface,
         allow_missing=allow_missing,
         workers=workers,
         show_progress=True,
@@ -258,6 +281,8 @@ def evaluate(
         typer.echo(f"Written: {out / 'metrics.csv'} and {out / 'summary.json'}")
     else:
         typer.echo("Nothing was written; -o OUT writes metrics.csv and summary.json.")
+    if cross_check:
+        typer.echo(check_against_package(evaluation, n_cases=cross_check))
 
 
 @app.command()
