@@ -103,7 +103,7 @@ def test_equals_the_package_on_real_organs(shared, dataset, surface):
     for value in np.unique(volume.voxels)[1:4]:
         organ = np.pad(volume.voxels == value, 3)
         prediction = np.roll(organ, (2, -1), axis=(0, 1)) & ~np.roll(organ, 3, axis=1)
-        box = ndimage.find_objects(organ | prediction)[0]
+        box = ndimage.find_objects((organ | prediction).astype(np.uint8))[0]
         if prediction.any():
             assert_as_the_package(
                 organ[box], prediction[box], surface=surface, spacing_mm=volume.grid.spacing_mm
