@@ -119,8 +119,9 @@ class _Scan:
         self.counts = np.zeros((1, 1), np.int64)  # voxels by ranks in reference and prediction; none ignored
         self.seen = [np.zeros((1, reference.shape[axis]), bool) for axis in self.order]  # by rank and place
         self.unknown = [False, False]  # whether reference and prediction hold values of no label
-        self._labels = labels
-        self._rank_of = np.full(max(labels.values) + 3, -1)  # value + 1 → rank; both ends: all other values
+        self._known = labels.values
+        self._ignore = labels.ignore
+        self._rank_of = np.full(max(self._known) + 3, -1)  # value + 1 → rank; both ends: all other values
         self._rank_of[1] = 0
         planes = [voxels.transpose(self.order) for voxels in (reference, prediction)]
         if reference.ndim == 2:  # one plane
@@ -153,8 +154,8 @@ class _Scan:
         here = self._ranked(0, reference.ravel()[where])
         there = self._ranked(1, prediction.ravel()[where])
         self.counts[0, 0] += reference.size - len(where)
-        if self._labels.ignore in self.ranks:
-            counted = here != self.ranks[self._labels.ignore]
+        if self._ignore in self.ranks:
+            counted = here != self.ranks[self._ignore]
             row, column, here, there = row[counted], column[counted], here[counted], there[counted]
         meeting = np.bincount(here * len(self.ranks) + there, minlength=self.counts.size)
         self.counts += meeting.reshape(self.counts.shape)
@@ -171,7 +172,7 @@ class _Scan:
         if ranks.min(initial=0) >= 0:
             return ranks
         for value in np.unique(values[ranks < 0]).tolist():
-            if value in self._labels.values:
+            if value in self._known:
                 self._rank_of[value + 1] = self.ranks.setdefault(value, len(self.ranks))
             else:
                 self.unknown[which] = True
