@@ -78,7 +78,7 @@ def read_labels(path: Path) -> Volume:
     Raises:
         SamnnError: as `read_volume`, or a voxel is not a whole number of at most 32 bits.
     """
-    volume = _read_unscaled(path, read_grid(path)) or read_volume(path)
+    volume = _read_unscaled(path) or read_volume(path)
     voxels = volume.voxels
     if np.issubdtype(voxels.dtype, np.integer):
         return volume
@@ -92,20 +92,21 @@ def read_labels(path: Path) -> Volume:
     return Volume(whole, volume.grid)
 
 
-def _read_unscaled(path: Path, grid: Grid) -> Volume | None:
+def _read_unscaled(path: Path) -> Volume | None:
     """Read a NIfTI file whose voxels are plain numbers, inflating it once; None: SimpleITK must interpret it.
 
     SimpleITK does not notice a damaged file, so that `read_volume` has to inflate it a second time.
     """
-    proxy = _nifti(path).dataobj if _is_nifti(path) else None
-    if (
-        proxy is None
-        or proxy.shape != grid.shape
-        or proxy.dtype.kind not in "iuf"
-        or (proxy.slope, proxy.inter) != (1, 0)
-    ):
+    _refuse_misleading(path)
+    if not _is_nifti(path):
         return None
-    content = np.empty(proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize, np.uint8)
+    proxy = _nifti(path).dataobj
+    if proxy.dtype.kind not in "iuf" or (proxy.slope, proxy.inter) != (1, 0):
+        return None
+    try:
+        content = np.empty(proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize, np.uint8)
+    except (MemoryError, ValueError):  # most likely the shape is wrong, which `read_volume` says
+        return None
     size = 0
     try:
         with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
@@ -115,6 +116,9 @@ def _read_unscaled(path: Path, grid: Grid) -> Volume | None:
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
     _refuse_missing(path, len(content) - size)
+    grid = read_grid(path)
+    if grid.shape != proxy.shape:  # axes of one voxel, which SimpleITK leaves out
+        return None
     voxels = content[proxy.offset :].view(proxy.dtype).reshape(proxy.shape, order="F")
     if voxels.dtype.kind == "f":
         _refuse_not_finite(path, voxels)
