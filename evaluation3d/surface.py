@@ -90,18 +90,36 @@ def _elements(
     for start in range(0, shape[0] + 1, n_planes):  # there is one more plane of corners than of voxels
         stop = min(start + n_planes, shape[0] + 1)
         within = slice(max(start - 1, 0), min(stop + 1, shape[0]))
-        slab = np.zeros((2, stop - start + 2, *(size + 2 for size in shape[1:])), np.uint8)
+        here = masks(within)
+        box = _box(here[0] | here[1])
+        if box is None:
+            continue
+        slab = np.zeros((2, stop - start + 2, *(side.stop - side.start + 2 for side in box)), np.uint8)
         planes = slice(within.start - (start - 1), within.stop - (start - 1))
-        for padded, mask in zip(slab, masks(within), strict=True):
-            padded[(planes, *(slice(1, -1) for _ in shape[1:]))] = mask
+        for padded, mask in zip(slab, here, strict=True):
+            padded[(planes, *(slice(1, -1) for _ in box))] = mask[(slice(None), *box)]
         kinds = [find(padded) for padded in slab]
         for own, other in ((0, 1), (1, 0)):
             flat = np.flatnonzero(kinds[own] != 0)
-            places = list(np.unravel_index(flat, kinds[own].shape))
-            places[0] = places[0] + start
+            places = np.unravel_index(flat, kinds[own].shape)
+            places = [
+                at + first for at, first in zip(places, (start, *(side.start for side in box)), strict=True)
+            ]
             sizes = size_of[kinds[own].ravel()[flat]]
             parts[own].append(_Elements(places, sizes, kinds[other].ravel()[flat] != 0))
     return _joined(parts[0]), _joined(parts[1])
+
+
+def _box(inside: np.ndarray) -> tuple[slice, ...] | None:
+    """Find the box, the same in all planes, around everything inside; None where there is nothing."""
+    plane = np.bitwise_or.reduce(inside, axis=0)
+    box = []
+    for axis in range(plane.ndim):
+        where = np.flatnonzero(plane.any(axis=tuple(other for other in range(plane.ndim) if other != axis)))
+        if not len(where):
+            return None
+        box.append(slice(int(where[0]), int(where[-1]) + 1))
+    return tuple(box)
 
 
 def _joined(parts: list[_Elements]) -> _Elements:
