@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ Masks = Callable[[slice], tuple[np.ndarray, np.ndarray]]
 
 VOXELS_A_SLAB = 1 << 20  # few enough to stay in the processor's cache
 LEAF_POINTS = 32
+REACH = 3  # in the finest spacing: nearer elements are found by looking around, the others in a tree
 
 
 @dataclass(frozen=True)
@@ -55,29 +57,29 @@ def surface_distances(
     points_mm = [
         np.stack([at * mm for at, mm in zip(found.places, spacing_mm, strict=True)], 1) for found in elements
     ]
-    distances_mm = []
     for own, other in ((0, 1), (1, 0)):
+        far = np.flatnonzero(np.isnan(elements[own].distances_mm))
+        if not len(far):
+            continue
         tree = cKDTree(points_mm[other], LEAF_POINTS, compact_nodes=False, balanced_tree=False)
-        away = np.flatnonzero(~elements[own].is_common)
-        nearest = tree.query(points_mm[own][away])[1]
+        nearest = tree.query(points_mm[own][far])[1]
         # Anew from whole steps: points_mm are rounded, and a distance can be meant to equal the tolerance of NSD.
         squares_mm2 = [
-            ((mine[away] - theirs[nearest]) * mm) ** 2
+            ((mine[far] - theirs[nearest]) * mm) ** 2
             for mine, theirs, mm in zip(elements[own].places, elements[other].places, spacing_mm, strict=True)
         ]
-        found_mm = np.zeros(len(points_mm[own]))
-        found_mm[away] = np.sqrt(sum(squares_mm2))
-        distances_mm.append(found_mm)
-    return SurfaceDistances(distances_mm[0], elements[0].sizes, distances_mm[1], elements[1].sizes)
+        elements[own].distances_mm[far] = np.sqrt(sum(squares_mm2))
+    there, back = elements
+    return SurfaceDistances(there.distances_mm, there.sizes, back.distances_mm, back.sizes)
 
 
 @dataclass(frozen=True)
 class _Elements:
-    """The surface elements of one mask: their places along each axis, their sizes, which are the other mask's as well."""
+    """The surface elements of one mask: places along each axis, sizes, and distances to the other's; NaN: not near."""
 
     places: list[np.ndarray]
     sizes: np.ndarray
-    is_common: np.ndarray
+    distances_mm: np.ndarray
 
 
 def _elements(
@@ -101,13 +103,55 @@ def _elements(
         kinds = [find(padded) for padded in slab]
         for own, other in ((0, 1), (1, 0)):
             flat = np.flatnonzero(kinds[own] != 0)
-            places = np.unravel_index(flat, kinds[own].shape)
-            places = [
-                at + first for at, first in zip(places, (start, *(side.start for side in box)), strict=True)
-            ]
+            places = list(np.unravel_index(flat, kinds[own].shape))
             sizes = size_of[kinds[own].ravel()[flat]]
-            parts[own].append(_Elements(places, sizes, kinds[other].ravel()[flat] != 0))
+            is_open = (start > 0, stop <= shape[0])
+            distances_mm = _near_mm(places, kinds[other] != 0, spacing_mm, is_open)
+            for axis, first in enumerate((start, *(side.start for side in box))):
+                places[axis] = places[axis] + first
+            parts[own].append(_Elements(places, sizes, distances_mm))
     return _joined(parts[0]), _joined(parts[1])
+
+
+def _near_mm(
+    places: list[np.ndarray], other: np.ndarray, spacing_mm: tuple[float, ...], is_open: tuple[bool, bool]
+) -> np.ndarray:
+    """Distances to the nearest element of the other mask where it is only a few steps away; NaN elsewhere.
+
+    `other` is True where it has an element; beyond its ends there is none, except where the first axis `is_open`.
+    """
+    reach_mm = REACH * min(spacing_mm)
+    margins = [math.ceil(reach_mm / mm) - 1 for mm in spacing_mm]
+    around = np.pad(other, [(margin, margin) for margin in margins])
+    place = np.ravel_multi_index(
+        [at + margin for at, margin in zip(places, margins, strict=True)], around.shape
+    )
+    is_element = around.ravel()
+    found_mm = np.full(len(place), np.nan)
+    found_mm[is_element[place]] = 0
+    is_left = np.isnan(found_mm)
+    if is_open[0]:
+        is_left &= places[0] >= margins[0]
+    if is_open[1]:
+        is_left &= places[0] < other.shape[0] - margins[0]
+    left = np.flatnonzero(is_left)
+    for distance_mm, steps in _steps(spacing_mm, reach_mm, margins):
+        jump = sum(step * stride for step, stride in zip(steps, around.strides, strict=True))
+        is_hit = is_element[place[left] + jump]
+        found_mm[left[is_hit]] = distance_mm
+        left = left[~is_hit]
+    return found_mm
+
+
+def _steps(
+    spacing_mm: tuple[float, ...], reach_mm: float, margins: list[int]
+) -> list[tuple[float, tuple[int, ...]]]:
+    """Every way to step from a place to another less than `reach_mm` away, the shortest first."""
+    ways = itertools.product(*(range(-margin, margin + 1) for margin in margins))
+    found = [
+        (math.sqrt(sum((n * mm) ** 2 for n, mm in zip(way, spacing_mm, strict=True))), way) for way in ways
+    ]
+    return sorted((distance_mm, way) for distance_mm, way in found if 0 < distance_mm < reach_mm)
 
 
 def _box(inside: np.ndarray) -> tuple[slice, ...] | None:
@@ -126,7 +170,7 @@ def _joined(parts: list[_Elements]) -> _Elements:
     return _Elements(
         [np.concatenate(along_axis) for along_axis in zip(*(part.places for part in parts), strict=True)],
         np.concatenate([part.sizes for part in parts]),
-        np.concatenate([part.is_common for part in parts]),
+        np.concatenate([part.distances_mm for part in parts]),
     )
 
 

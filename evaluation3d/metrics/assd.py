@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ..masks import MaskPair
 from ..metric import UNDEFINED, Metric
 
@@ -26,8 +28,7 @@ METRIC = Metric(
 
 def compute(pair: MaskPair) -> float:
     surface = pair.surface
-    weighted_mm3 = (
-        surface.reference_to_prediction_mm @ surface.reference_sizes
-        + surface.prediction_to_reference_mm @ surface.prediction_sizes
+    weighted_mm3 = np.sum(surface.reference_to_prediction_mm * surface.reference_sizes) + np.sum(
+        surface.prediction_to_reference_mm * surface.prediction_sizes
     )
     return weighted_mm3 / (surface.reference_sizes.sum() + surface.prediction_sizes.sum())
