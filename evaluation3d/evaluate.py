@@ -20,7 +20,7 @@ from samnn.labels import MAX_VALUE, LabelSet
 from .cases import Case, CaseSet, find_cases
 from .masks import Outcome, mask_pairs
 from .metrics import find_metrics
-from .surface import Definition
+from .surface import DEFINITIONS, Definition
 from .workers import each_case, sensible_workers
 
 if TYPE_CHECKING:
@@ -85,13 +85,13 @@ def evaluate_case(
     """Evaluate two label maps of one shape, 2D or 3D; `spacing_mm` belongs to the array axes in their order.
 
     `labels` is a LabelSet or nnU-Net's mapping of class name to value (or list of values). Where the reference
-    holds the ignore value, a voxel counts for nothing. `surface` is a definition of `surface.DEFINITIONS`. `names` are used in messages.
+    holds the ignore value, a voxel counts for nothing. `surface` is one of `surface.DEFINITIONS`. `names` are used in messages.
 
     Raises:
         SamnnError: shapes, spacing, tolerance or voxels are not as described, or a value is not in `labels`.
     """
     reference, prediction = np.asarray(reference), np.asarray(prediction)
-    _check_tolerance(tolerance_mm)
+    _check_settings(tolerance_mm, surface)
     if reference.shape != prediction.shape or reference.ndim not in (2, 3):
         raise SamnnError(
             f"{names[0]} has shape {reference.shape} and {names[1]} {prediction.shape}; "
@@ -145,7 +145,7 @@ def evaluate_folder(
         SamnnError: what is wrong with the input; several files' problems come together.
     """
     find_metrics()  # a broken metric file is found before the long work
-    _check_tolerance(tolerance_mm)
+    _check_settings(tolerance_mm, surface)
     if workers is not None and workers < 1:
         raise SamnnError(f"{workers} workers cannot work; expected 1 or more.")
     case_set = find_cases(reference, prediction, labels_file=labels, allow_missing=allow_missing)
@@ -226,7 +226,9 @@ def _numbered(values: set[int], case_set: CaseSet) -> LabelSet:
     return LabelSet.from_mapping({str(value): value for value in sorted(values - {0})})
 
 
-def _check_tolerance(tolerance_mm: float) -> None:
+def _check_settings(tolerance_mm: float, surface: str) -> None:
+    if surface not in DEFINITIONS:
+        raise SamnnError(f"The surface is {surface!r}; expected one of {', '.join(DEFINITIONS)}.")
     if not 0 <= tolerance_mm < math.inf:
         raise SamnnError(f"The tolerance is {tolerance_mm} mm; expected a number from 0 upwards.")
 

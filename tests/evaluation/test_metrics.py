@@ -253,6 +253,7 @@ def test_the_table_in_the_docs_says_what_the_files_declare():
         ({"spacing_mm": (1, 1, math.nan)}, "spacing"),
         ({"tolerance_mm": -1}, "tolerance"),
         ({"tolerance_mm": math.nan}, "tolerance"),
+        ({"surface": "corner"}, "surface is 'corner'; expected one of surfel, voxel"),
         ({"prediction": np.zeros((4, 4, 5), np.uint8)}, "shape"),
         ({"prediction": np.zeros((4, 4, 4))}, "whole numbers"),
         ({"prediction": np.full((4, 4, 4), 2, np.uint8)}, "the prediction: holds the value 2"),

@@ -68,10 +68,6 @@ PAIRS = {
     ),
     "two dimensions": lambda: (blob(12, (40, 30)), blob(13, (40, 30))),
     "noise in two dimensions": lambda: np.random.default_rng(14).random((2, 12, 15)) < 0.4,
-    "several slabs": lambda: (
-        np.pad(blob(3), ((0, 100), (0, 85), (0, 90))),
-        np.pad(blob(4), ((100, 0), (85, 0), (90, 0))),
-    ),
 }
 
 
@@ -80,6 +76,12 @@ PAIRS = {
 def test_equals_the_package_on_whole_masks(pair, surface):
     reference, prediction = PAIRS[pair]()
     assert_as_the_package(reference, prediction, surface=surface, spacing_mm=SPACING_MM[: reference.ndim])
+
+
+def test_elements_on_both_sides_of_a_slab_find_each_other():
+    """Plates across a box of more planes than are looked at together, `surface.VOXELS_A_SLAB`."""
+    x, y, _ = np.indices((140, 110, 90))
+    assert_as_the_package(abs(x - 1.1 * y - 9) < 5, abs(x - 1.13 * y - 8) < 5, surface="surfel")
 
 
 @given(
