@@ -10,9 +10,8 @@ from types import ModuleType
 import numpy as np
 
 from samnn.errors import SamnnError
-from samnn.io import read_labels
 
-from .evaluate import Evaluation
+from .evaluate import Evaluation, read_case
 from .surface import Definition
 
 LARGEST_DIFFERENCE = 1e-6  # mm, or a fraction
@@ -54,13 +53,13 @@ def cross_check(evaluation: Evaluation, *, n_cases: int) -> str:
     largest: dict[str, tuple[float, str]] = {}  # metric → difference, and where
     n_compared = 0
     for case in chosen:
-        reference, prediction = read_labels(case.reference), read_labels(case.prediction)
+        reference, prediction, _ = read_case(case, evaluation.labels, evaluation.case_set.channels)
         for name, result in evaluation.results[case.name].items():
             if result.outcome != "compared":
                 continue
             n_compared += 1
             values = evaluation.labels.classes[name]
-            masks = [np.isin(volume.voxels, values) for volume in (reference, prediction)]
+            masks = [np.isin(voxels, values) for voxels in (reference.voxels, prediction)]
             if evaluation.labels.ignore is not None:
                 masks[1] &= reference.voxels != evaluation.labels.ignore
             expected = package_values(

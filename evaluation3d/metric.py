@@ -20,7 +20,7 @@ class Metric:
     applied in one place, `metrics.FoundMetric.value`, so `compute` never sees a mask pair whose value is declared.
     """
 
-    unit: Literal["fraction", "ml", "mm"]
+    unit: Literal["fraction", "ml", "mm", "nats"]
     better: Literal["higher", "lower", "zero"]
     range: tuple[float, float]
     source: str
@@ -28,3 +28,4 @@ class Metric:
     if_reference_empty: OnEmpty  # a false organ
     if_prediction_empty: OnEmpty  # a missed organ
     of_surfaces: bool = False  # measured on surfaces, of which `surface.DEFINITIONS` has two definitions
+    needs: Literal["masks", "probabilities"] = "masks"  # `compute` gets a MaskPair, or a Calibration

@@ -40,6 +40,15 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
         )
     if summary["labels"] is None:
         lines.append("No dataset.json was found: the classes are the values in the references.")
+    if summary["from_probabilities"]:
+        lines.append(
+            "ECE, Brier score, NLL: each class against all others, over all voxels that are not ignored."
+        )
+    if summary["resampled"]:
+        lines.append(
+            f"{_some(list(summary['resampled']))}: the prediction was brought onto the grid of its reference (nearest "
+            "voxel, background outside)."
+        )
     return lines + [f"Note: {note}" for note in summary["notes"]]
 
 
@@ -88,7 +97,10 @@ def _heading(summary: dict[str, Any], metric: str) -> str:
 def _number(value: float | None, metric: str, summary: dict[str, Any]) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if summary["definitions"][metric]["unit"] == "fraction" else f"{value:.2f}"
+    declared = summary["definitions"][metric]
+    if declared["needs"] == "probabilities":
+        return f"{value:.4f}"  # small, as most voxels are surely background
+    return f"{value:.3f}" if declared["unit"] == "fraction" else f"{value:.2f}"
 
 
 def _that_fit(summary: dict[str, Any], console: Console) -> list[list[str]]:

@@ -185,8 +185,8 @@ def evaluate(
         Path | None,
         typer.Argument(
             metavar="PREDICTION",
-            help="Folder of predicted label maps; or an nnU-Net results folder (`Trainer__Plans__config`), "
-            "one of its folds, or that fold's `validation` folder.",
+            help="Folder of predicted label maps or saved probabilities; or an nnU-Net results folder "
+            "(`Trainer__Plans__config`), one of its folds, or that fold's `validation` folder.",
             show_default=False,
         ),
     ] = None,
@@ -195,7 +195,8 @@ def evaluate(
         typer.Option(
             "--out",
             "-o",
-            help="Folder for `metrics.csv` and `summary.json`; those of an earlier run are replaced. "
+            help="Folder for `metrics.csv` and `summary.json` (and `reliability.png`); those of an earlier run are "
+            "replaced. Finished cases are kept there from the start, so that the same command goes on after a stop. "
             "Without it nothing is written.",
         ),
     ] = None,
@@ -228,6 +229,23 @@ def evaluate(
         bool,
         typer.Option("--allow-missing", help="Count references without a prediction instead of stopping."),
     ] = False,
+    probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--probabilities",
+            help="Evaluate nnU-Net's saved probabilities (`.npz` of `--save_probabilities` or `--npz`), or 4-D NIfTI with "
+            "the classes as last axis, instead of label maps: all metrics of their argmax (or region rule), and "
+            "calibration. Assumed where a folder holds `.npz` and no label maps.",
+        ),
+    ] = False,
+    resample: Annotated[
+        bool,
+        typer.Option(
+            "--resample",
+            help="Bring label maps on another grid than their reference onto its grid (nearest voxel, background "
+            "outside) instead of stopping.",
+        ),
+    ] = False,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -240,6 +258,11 @@ def evaluate(
     Label maps are matched by name and must lie on the same grid. A class that only one of the two maps holds
     is counted as missed or false: its Dice is 0, its distances are undefined.
 
+    From saved probabilities also expected calibration error, Brier score and negative log-likelihood.
+
+    Stopped, or with cases that failed? The same command with `-o` goes on with the cases that are not finished, as
+    long as files, settings and version are the same.
+
     **Examples**
 
         samnn evaluate labelsTs predictions -o evaluation
@@ -247,6 +270,10 @@ def evaluate(
         samnn evaluate nnUNet_results/Dataset055_SegTHOR/nnUNetTrainerENet__nnUNetPlans__2d
 
         samnn evaluate labelsTs predictions --surface voxel --cross-check 3
+
+        samnn evaluate labelsTs predictions --probabilities -o calibration
+
+        samnn evaluate labelsTs other_tool --resample
     """
     from rich.console import Console
 
@@ -271,14 +298,18 @@ def evaluate(
         tolerance_mm=tolerance_mm,
         surface=surface,
         allow_missing=allow_missing,
+        probabilities=probabilities,
+        resample=resample,
         workers=workers,
         show_progress=True,
+        keep_in=out,
     )
     if out is not None:  # before anything is printed: that may fail
         write_outputs(evaluation, out)
     print_summary(summarise(evaluation), Console())
     if out is not None:
-        typer.echo(f"Written: {out / 'metrics.csv'} and {out / 'summary.json'}")
+        plot = f"{out / 'reliability.png'}, " if evaluation.case_set.channels is not None else ""
+        typer.echo(f"Written: {plot}{out / 'metrics.csv'} and {out / 'summary.json'}")
     else:
         typer.echo("Nothing was written; -o OUT writes metrics.csv and summary.json.")
     if cross_check:

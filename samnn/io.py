@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import os
 import zlib
@@ -57,6 +58,8 @@ def read_volume(path: Path) -> Volume:
         image = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
         raise _unreadable(path, error) from error
+    if path.suffix.lower() == ".bmp":
+        image = _grey(image)
     if image.GetNumberOfComponentsPerPixel() != 1:
         raise SamnnError(
             f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one."
@@ -132,17 +135,28 @@ def write_volume(path: Path, volume: Volume) -> None:
         SamnnError: the target cannot be written.
     """
     _refuse_other_bytes(path)
-    grid = volume.grid
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose()))
-    image.SetSpacing(grid.spacing_mm)
-    image.SetOrigin(grid.origin_mm)
-    image.SetDirection(grid.direction)
+    image = _image(volume)
     with whole_file(path) as part:
         try:
             SimpleITK.WriteImage(image, str(part), useCompression=True)
         except RuntimeError as error:
             raise OSError(_last_line(error)) from error
         _refuse_incomplete(part)  # on a full disk SimpleITK writes half a NIfTI file without a word
+
+
+def resample_labels(volume: Volume, grid: Grid) -> Volume:
+    """Bring a label map onto `grid`, of as many axes: each voxel takes the value of the nearest one, 0 outside."""
+    identity = SimpleITK.Transform(grid.n_dims, SimpleITK.sitkIdentity)
+    image = SimpleITK.Resample(
+        _image(volume),
+        grid.shape,
+        identity,
+        SimpleITK.sitkNearestNeighbor,
+        grid.origin_mm,
+        grid.spacing_mm,
+        grid.direction,
+    )
+    return Volume(SimpleITK.GetArrayFromImage(image).transpose(), grid)
 
 
 def write_like(path: Path, voxels: np.ndarray, *, like: Path) -> None:
@@ -272,14 +286,49 @@ def _inflated_size(path: Path) -> int:
     return size
 
 
+def _grey(image: SimpleITK.Image) -> SimpleITK.Image:
+    """Undo that ITK reads every BMP in colour: one channel, where red, green and blue are the same."""
+    if image.GetNumberOfComponentsPerPixel() == 1:
+        return image
+    red, *others = [
+        SimpleITK.VectorIndexSelectionCast(image, c) for c in range(image.GetNumberOfComponentsPerPixel())
+    ]
+    same = all(SimpleITK.Hash(red) == SimpleITK.Hash(other) for other in others)
+    return red if same else image
+
+
+def _image(volume: Volume) -> SimpleITK.Image:
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose()))
+    image.SetSpacing(volume.grid.spacing_mm)
+    image.SetOrigin(volume.grid.origin_mm)
+    image.SetDirection(volume.grid.direction)
+    return image
+
+
 def _grid(path: Path, header: SimpleITK.Image | SimpleITK.ImageFileReader) -> Grid:
     spacing, origin, direction = header.GetSpacing(), header.GetOrigin(), header.GetDirection()
+    if path.suffix.lower() in (".tif", ".tiff") and header.GetDimension() == 3:
+        spacing = _spacing_beside(path) or spacing
     if not np.isfinite([*spacing, *origin, *direction]).all() or min(spacing) <= 0:
         raise SamnnError(
             f"{path}: spacing {spacing}, origin {origin} or direction is not finite and positive. "
             "Its header is damaged; export it again from the source."
         )
     return Grid(header.GetSize(), spacing, origin, direction)
+
+
+def _spacing_beside(path: Path) -> tuple[float, ...] | None:
+    """The spacing of a 3-D TIFF, which nnU-Net keeps in a .json of the same name, there in (z, y, x) order."""
+    beside = path.with_suffix(".json")
+    try:
+        z_mm, y_mm, x_mm = map(float, json.loads(beside.read_text(encoding="utf-8"))["spacing"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SamnnError(
+            f'{beside}: cannot be read as the spacing of {path.name} ({error}). nnU-Net writes {{"spacing": [z, y, x]}}.'
+        ) from error
+    return x_mm, y_mm, z_mm
 
 
 def _unreadable(path: Path, error: Exception) -> SamnnError:

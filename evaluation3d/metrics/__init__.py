@@ -10,6 +10,7 @@ from functools import cache
 
 from samnn.errors import SamnnError
 
+from ..calibration import Calibration
 from ..masks import MaskPair
 from ..metric import BY_FORMULA, Metric
 from ..surface import DEFINITIONS, Definition
@@ -25,9 +26,9 @@ class FoundMetric:
     name: str
     declared: Metric
     formulas: dict[Definition, str]
-    functions: dict[Definition, Callable[[MaskPair], float]]
+    functions: dict[Definition, Callable[[MaskPair], float] | Callable[[Calibration], float]]
 
-    def value(self, pair: MaskPair) -> float:
+    def value(self, pair: MaskPair, calibration: Calibration | None = None) -> float:
         """Compute the metric, or take the value that is declared for empty masks. NaN where it is undefined."""
         when_empty = {
             "absent": self.declared.if_both_empty,
@@ -35,7 +36,8 @@ class FoundMetric:
             "missed": self.declared.if_prediction_empty,
         }
         fixed = when_empty.get(pair.outcome, BY_FORMULA)
-        return float(self.functions[pair.surface_definition](pair) if fixed is BY_FORMULA else fixed)
+        needed = calibration if self.declared.needs == "probabilities" else pair
+        return float(self.functions[pair.surface_definition](needed) if fixed is BY_FORMULA else fixed)
 
     def definition(self, surface: Definition) -> str | None:
         """Name the definition of a surface, for metrics that are measured on surfaces."""
@@ -43,15 +45,17 @@ class FoundMetric:
 
 
 @cache
-def find_metrics() -> dict[str, FoundMetric]:
+def find_metrics(*, probabilities: bool = False) -> dict[str, FoundMetric]:
     """Import every file of this folder: fractions first, then millilitres and millimetres, each by name.
+
+    With `probabilities` those that need them come last, without it they are left out.
 
     Raises:
         SamnnError: a file lacks its declaration `METRIC`, its function `compute` or the formula in its docstring.
     """
     found = [_load(module.name) for module in pkgutil.iter_modules(__path__)]
-    found.sort(key=lambda metric: (metric.declared.unit, metric.name))
-    return {metric.name: metric for metric in found}
+    found.sort(key=lambda metric: (metric.declared.needs, metric.declared.unit, metric.name))
+    return {metric.name: metric for metric in found if probabilities or metric.declared.needs == "masks"}
 
 
 def _load(name: str) -> FoundMetric:

@@ -320,20 +320,3 @@ def test_a_metric_file_without_declaration_is_named(house, folders, tmp_path, ru
     assert process.returncode == 1
     assert f"{metrics / 'half_done.py'}: is no metric" in process.stderr
     assert "Traceback" not in process.stderr
-
-
-def test_a_worker_that_is_killed_is_reported_and_nothing_hangs(house, folders, tmp_path, run_evaluate):
-    """A metric that kills its own process stands for the kernel, which does so when memory runs out."""
-    metrics, how = house
-    dice = (metrics / "dice.py").read_text(encoding="utf-8")
-    deadly = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    (metrics / "deadly.py").write_text(
-        dice.replace("    return", f"    {deadly}\n    return"), encoding="utf-8"
-    )
-    out = tmp_path / "out"
-    process = run_evaluate(*folders, "-o", out, "--allow-missing", "--workers", "2", **how)
-    assert process.returncode == 1
-    assert "worker process died" in process.stderr
-    assert "one of: a, b." in process.stderr
-    assert "Traceback" not in process.stderr
-    assert not out.exists()
