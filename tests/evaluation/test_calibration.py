@@ -17,7 +17,7 @@ METRICS = {"brier": brier, "ece": ece, "nll": nll}
 
 
 def metric(name: str, p, y) -> float:
-    return METRICS[name].functions["surfel"](measure(np.array(p), np.array(y, bool)))
+    return METRICS[name].compute(measure(np.array(p), np.array(y, bool)))
 
 
 def test_four_voxels_by_hand():
