@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from samnn.errors import Problems, SamnnError
-from samnn.io import read_labels, resample_labels
+from samnn.io import Volume, read_labels, resample_labels
 from samnn.labels import MAX_VALUE, LabelSet
 from samnn.workers import each_case, sensible_workers
 
@@ -25,6 +25,7 @@ from .masks import mask_pairs
 from .metrics import find_metrics
 from .probabilities import Channels, read_probabilities
 from .result import ClassResult
+from .surface import DEFINITIONS, Definition
 
 if TYPE_CHECKING:
     import pandas
@@ -39,21 +40,31 @@ class Evaluation:
     case_set: CaseSet
     labels: LabelSet
     tolerance_mm: float
+    surface: Definition
     results: dict[str, dict[str, ClassResult]]  # case → class → result
 
     @property
     def table(self) -> pandas.DataFrame:
-        """One row a case, class and metric: `case, label, class, metric, value, unit`. NaN: undefined."""
+        """One row a case, class and metric: `case, label, class, metric, value, unit, surface`. NaN: undefined.
+
+        `surface` names the definition where a metric is measured on surfaces, and is empty elsewhere.
+        """
         import pandas
 
-        units = {name: metric.declared.unit for name, metric in find_metrics(probabilities=True).items()}
+        metrics = find_metrics(probabilities=True)
+        units = {name: metric.declared.unit for name, metric in metrics.items()}
+        surfaces = {
+            name: self.surface if metric.declared.of_surfaces else "" for name, metric in metrics.items()
+        }
         rows = [
-            (case, result.label, name, metric, value, units[metric])
+            (case, result.label, name, metric, value, units[metric], surfaces[metric])
             for case, classes in self.results.items()
             for name, result in classes.items()
             for metric, value in result.values.items()
         ]
-        return pandas.DataFrame(rows, columns=["case", "label", "class", "metric", "value", "unit"])
+        return pandas.DataFrame(
+            rows, columns=["case", "label", "class", "metric", "value", "unit", "surface"]
+        )
 
 
 def evaluate_case(
@@ -63,20 +74,21 @@ def evaluate_case(
     spacing_mm: tuple[float, ...],
     labels: LabelSet | Mapping[str, Any],
     tolerance_mm: float = 1.0,
+    surface: Definition = "surfel",
     names: tuple[object, object] = ("the reference", "the prediction"),
     calibrations: Mapping[str, Calibration] | None = None,
 ) -> dict[str, ClassResult]:
     """Evaluate two label maps of one shape, 2D or 3D; `spacing_mm` belongs to the array axes in their order.
 
     `labels` is a LabelSet or nnU-Net's mapping of class name to value (or list of values). Where the reference
-    holds the ignore value, a voxel counts for nothing. `names` are used in messages. With `calibrations`, class by
-    class, the metrics of probabilities are computed, too.
+    holds the ignore value, a voxel counts for nothing. `surface` is one of `surface.DEFINITIONS`. `names` are used
+    in messages. With `calibrations`, class by class, the metrics of probabilities are computed, too.
 
     Raises:
         SamnnError: shapes, spacing, tolerance or voxels are not as described, or a value is not in `labels`.
     """
     reference, prediction = np.asarray(reference), np.asarray(prediction)
-    _check_tolerance(tolerance_mm)
+    _check_settings(tolerance_mm, surface)
     if reference.shape != prediction.shape or reference.ndim not in (2, 3):
         raise SamnnError(
             f"{names[0]} has shape {reference.shape} and {names[1]} {prediction.shape}; "
@@ -97,6 +109,7 @@ def evaluate_case(
         spacing_mm=tuple(spacing_mm),
         labels=labels,
         tolerance_mm=tolerance_mm,
+        surface=surface,
         names=names,
     )
     metrics = find_metrics(probabilities=calibrations is not None).values()
@@ -118,6 +131,7 @@ def evaluate_folder(
     *,
     labels: Path | None = None,
     tolerance_mm: float = 1.0,
+    surface: Definition = "surfel",
     allow_missing: bool = False,
     probabilities: bool = False,
     resample: bool = False,
@@ -137,7 +151,7 @@ def evaluate_folder(
         SamnnError: what is wrong with the input; several files' problems come together.
     """
     find_metrics()  # a broken metric file is found before the long work
-    _check_tolerance(tolerance_mm)
+    _check_settings(tolerance_mm, surface)
     if workers is not None and workers < 1:
         raise SamnnError(f"{workers} workers cannot work; expected 1 or more.")
     case_set = find_cases(
@@ -155,10 +169,11 @@ def evaluate_folder(
         if label_set is None:
             found = _run(progress, "Finding classes", _values_of, case_set, workers=workers)
             label_set = _numbered(set().union(*found.values()), case_set)
-        arguments = (label_set, tolerance_mm, case_set.channels)
+        arguments = (label_set, tolerance_mm, surface, case_set.channels)
         settings = {
             "labels": asdict(label_set),
             "tolerance_mm": tolerance_mm,
+            "surface": surface,
             "channels": case_set.channels and asdict(case_set.channels),
             "resample": resample,
         }
@@ -172,7 +187,9 @@ def evaluate_folder(
                 workers=workers,
                 journal=journal,
             )
-    return Evaluation(case_set, label_set, tolerance_mm, {case.name: results[case.name] for case in cases})
+    return Evaluation(
+        case_set, label_set, tolerance_mm, surface, {case.name: results[case.name] for case in cases}
+    )
 
 
 def _run(
@@ -217,24 +234,30 @@ def _run(
     return results
 
 
-def _evaluate_files(
-    case: Case, labels: LabelSet, tolerance_mm: float, channels: Channels | None
-) -> dict[str, ClassResult]:
+def read_case(
+    case: Case, labels: LabelSet, channels: Channels | None
+) -> tuple[Volume, np.ndarray, dict[str, Calibration] | None]:
+    """Read the reference of a case, its prediction on the same grid and, from probabilities, their calibrations."""
     reference = read_labels(case.reference)
-    calibrations = None
     if channels is not None:
-        prediction, calibrations = read_probabilities(
+        return reference, *read_probabilities(
             case.prediction, reference.voxels, labels=labels, channels=channels
         )
-    else:
-        found = read_labels(case.prediction)
-        prediction = (resample_labels(found, reference.grid) if case.differences else found).voxels
+    found = read_labels(case.prediction)
+    return reference, (resample_labels(found, reference.grid) if case.differences else found).voxels, None
+
+
+def _evaluate_files(
+    case: Case, labels: LabelSet, tolerance_mm: float, surface: Definition, channels: Channels | None
+) -> dict[str, ClassResult]:
+    reference, prediction, calibrations = read_case(case, labels, channels)
     return evaluate_case(
         reference.voxels,
         prediction,
         spacing_mm=reference.grid.spacing_mm,
         labels=labels,
         tolerance_mm=tolerance_mm,
+        surface=surface,
         names=(case.reference, case.prediction),
         calibrations=calibrations,
     )
@@ -260,7 +283,9 @@ def _numbered(values: set[int], case_set: CaseSet) -> LabelSet:
     return LabelSet.from_mapping({str(value): value for value in sorted(values - {0})})
 
 
-def _check_tolerance(tolerance_mm: float) -> None:
+def _check_settings(tolerance_mm: float, surface: str) -> None:
+    if surface not in DEFINITIONS:
+        raise SamnnError(f"The surface is {surface!r}; expected one of {', '.join(DEFINITIONS)}.")
     if not 0 <= tolerance_mm < math.inf:
         raise SamnnError(f"The tolerance is {tolerance_mm} mm; expected a number from 0 upwards.")
 

@@ -21,6 +21,7 @@ from .reliability import NAME as PLOT
 from .reliability import draw_reliability, is_our_plot
 from .result import ClassResult
 from .results import SUMMARY_KEY, is_our_summary
+from .surface import Definition
 
 EMPTY_MASK_POLICY = (
     "A class in neither map (absent) is undefined for every metric of masks; metrics of probabilities are computed "
@@ -29,7 +30,7 @@ EMPTY_MASK_POLICY = (
     "undefined then. Undefined values are null, are left out of mean, std, median, min and max, and are counted: "
     "n + n_undefined is the number of cases; n_missed and n_false count failures, whether or not they have a value."
 )
-CSV_HEADER = "case,label,class,metric,value,unit"
+CSV_HEADER = "case,label,class,metric,value,unit,surface"
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
@@ -57,8 +58,9 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "labels": _as_text(case_set.labels_source) if case_set.labels_source else None,
         "ignore_label": evaluation.labels.ignore,
         "tolerance_mm": evaluation.tolerance_mm,
+        "surface": evaluation.surface,
         "empty_mask_policy": EMPTY_MASK_POLICY,
-        "definitions": {name: _definition(metric) for name, metric in metrics.items()},
+        "definitions": {name: _definition(metric, evaluation.surface) for name, metric in metrics.items()},
         "from_probabilities": case_set.channels is not None,
         "resampled": {case.name: list(case.differences) for case in case_set.cases if case.differences},
         "notes": case_set.notes,
@@ -165,17 +167,17 @@ def _reliability(results: list[ClassResult]) -> dict[str, list[Any]]:
     }
 
 
-def _definition(metric: FoundMetric) -> dict[str, Any]:
+def _definition(metric: FoundMetric, surface: Definition) -> dict[str, Any]:
     declared = metric.declared
     empty = [declared.if_both_empty, declared.if_reference_empty, declared.if_prediction_empty]
     both, reference, prediction = [empty_value(value) for value in empty]
     return {
-        "formula": metric.formula,
+        "formula": metric.formulas[surface],
         "needs": declared.needs,
         "unit": declared.unit,
         "better": declared.better,
         "range": [None if math.isinf(end) else end for end in declared.range],
-        "definition": declared.definition,
+        "definition": metric.definition(surface),
         "source": declared.source,
         "if_both_empty": both,
         "if_reference_empty": reference,

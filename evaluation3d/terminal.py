@@ -10,13 +10,19 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from .surface import DEFINITIONS
+
 NAMES_SHOWN = 8
 MACRO = "mean of classes"
+ARROWS = {"higher": "↑", "lower": "↓", "zero": "→0"}
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Print the means and the failures of a `summary`; as many tables below each other as the width needs."""
-    title = f"Means over {summary['n_cases']} cases; fractions, except where a unit is given; – is undefined."
+    title = (
+        f"Means over {summary['n_cases']} cases; surfaces: {DEFINITIONS[summary['surface']]}; "
+        "fractions, except where a unit is given; – is undefined."
+    )
     console.print(Text(title, style="bold"))
     for metrics in _that_fit(summary, console):
         console.print(_table(summary, metrics))
@@ -27,9 +33,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def _remarks(summary: dict[str, Any]) -> list[str]:
-    surface = {entry["definition"] for entry in summary["definitions"].values()} - {None}
-    lines = [f"Surface metrics: {definition}." for definition in sorted(surface)]
-    lines.append(f"NSD tolerance: {summary['tolerance_mm']:g} mm.")
+    lines = [f"NSD tolerance: {summary['tolerance_mm']:g} mm."]
     if summary["ignore_label"] is not None:
         lines.append(
             f"Voxels with the value {summary['ignore_label']} (ignore) in the reference are left out."
@@ -87,7 +91,7 @@ def _heading(summary: dict[str, Any], metric: str) -> str:
     declared = summary["definitions"][metric]
     unit = "" if declared["unit"] == "fraction" else f"{declared['unit']} "
     words = metric.replace("_", "\n")
-    return f"{words}\n{unit}{'↑' if declared['better'] == 'higher' else '↓'}"
+    return f"{words}\n{unit}{ARROWS[declared['better']]}"
 
 
 def _number(value: float | None, metric: str, summary: dict[str, Any]) -> str:

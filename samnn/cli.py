@@ -8,7 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -203,6 +203,22 @@ def evaluate(
     tolerance_mm: Annotated[
         float, typer.Option(help="Tolerance of the normalised surface Dice, in mm.")
     ] = 1.0,
+    surface: Annotated[
+        Literal["surfel", "voxel"],
+        typer.Option(
+            help="What a surface is: `surfel` as in DeepMind's surface-distance (areas in mm²), `voxel` as in medpy "
+            "(border voxels, each counted once), to compare with older tables."
+        ),
+    ] = "surfel",
+    cross_check: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Compute N random cases again with surface-distance (or medpy, for `--surface voxel`) and print the "
+            "largest differences; more than 1e-6 is an error. Needs `pip install 'samnn[check]'`.",
+        ),
+    ] = 0,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -253,6 +269,8 @@ def evaluate(
 
         samnn evaluate nnUNet_results/Dataset055_SegTHOR/nnUNetTrainerENet__nnUNetPlans__2d
 
+        samnn evaluate labelsTs predictions --surface voxel --cross-check 3
+
         samnn evaluate labelsTs predictions --probabilities -o calibration
 
         samnn evaluate labelsTs other_tool --resample
@@ -260,6 +278,8 @@ def evaluate(
     from rich.console import Console
 
     from samnn.evaluation3d import evaluate_folder, summarise, write_outputs
+    from samnn.evaluation3d.cross_check import cross_check as check_against_package
+    from samnn.evaluation3d.cross_check import require_package
     from samnn.evaluation3d.summary import check_target
     from samnn.evaluation3d.terminal import print_summary
 
@@ -269,11 +289,14 @@ def evaluate(
         raise typer.BadParameter("give a folder of predictions, after the folder of references")
     if out is not None:
         check_target(out)
+    if cross_check:  # a missing package is found before the long work
+        require_package(surface)
     evaluation = evaluate_folder(
         reference,
         prediction,
         labels=labels,
         tolerance_mm=tolerance_mm,
+        surface=surface,
         allow_missing=allow_missing,
         probabilities=probabilities,
         resample=resample,
@@ -289,6 +312,8 @@ def evaluate(
         typer.echo(f"Written: {plot}{out / 'metrics.csv'} and {out / 'summary.json'}")
     else:
         typer.echo("Nothing was written; -o OUT writes metrics.csv and summary.json.")
+    if cross_check:
+        typer.echo(check_against_package(evaluation, n_cases=cross_check))
 
 
 @app.command()

@@ -71,9 +71,7 @@ def read_volume(path: Path) -> Volume:
         )
     if np.issubdtype(voxels.dtype, np.floating):
         # SimpleITK reads the NaN voxels of a NIfTI file as zeros in silence
-        stored = np.asarray(_nifti(path).dataobj) if _is_nifti(path) else voxels
-        if not np.isfinite(stored).all():
-            raise SamnnError(f"{path}: holds NaN or infinite voxels. Export it again, or give them a value.")
+        _refuse_not_finite(path, np.asarray(_nifti(path).dataobj) if _is_nifti(path) else voxels)
     return Volume(voxels, _grid(path, image))
 
 
@@ -83,18 +81,51 @@ def read_labels(path: Path) -> Volume:
     Raises:
         SamnnError: as `read_volume`, or a voxel is not a whole number of at most 32 bits.
     """
-    volume = read_volume(path)
+    volume = _read_unscaled(path) or read_volume(path)
     voxels = volume.voxels
     if np.issubdtype(voxels.dtype, np.integer):
         return volume
-    if np.abs(voxels).max() >= 2**31:
-        raise SamnnError(f"{path}: holds a value of {np.abs(voxels).max():g}. Is it a label map?")
-    whole = voxels.astype(np.int64)
+    if (largest := max(voxels.max(), -voxels.min())) >= 2**31:
+        raise SamnnError(f"{path}: holds a value of {largest:g}. Is it a label map?")
+    whole = voxels.astype(np.int32)
     if not np.array_equal(whole, voxels):
         raise SamnnError(
             f"{path}: holds fractional values; a label map needs whole numbers. Was it interpolated?"
         )
     return Volume(whole, volume.grid)
+
+
+def _read_unscaled(path: Path) -> Volume | None:
+    """Read a NIfTI file whose voxels are plain numbers, inflating it once; None: SimpleITK must interpret it.
+
+    SimpleITK does not notice a damaged file, so that `read_volume` has to inflate it a second time.
+    """
+    _refuse_misleading(path)
+    if not _is_nifti(path):
+        return None
+    proxy = _nifti(path).dataobj
+    if proxy.dtype.kind not in "iuf" or (proxy.slope, proxy.inter) != (1, 0):
+        return None
+    try:
+        content = np.empty(proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize, np.uint8)
+    except (MemoryError, ValueError):  # most likely the shape is wrong, which `read_volume` says
+        return None
+    size = 0
+    try:
+        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
+            while block := file.read(1 << 20):  # to the end: that compares the checksum
+                content[size : size + len(block)] = np.frombuffer(block, np.uint8)[: len(content) - size]
+                size = min(size + len(block), len(content))
+    except (OSError, EOFError, zlib.error) as error:
+        raise _unreadable(path, error) from error
+    _refuse_missing(path, len(content) - size)
+    grid = read_grid(path)
+    if grid.shape != proxy.shape:  # axes of one voxel, which SimpleITK leaves out
+        return None
+    voxels = content[proxy.offset :].view(proxy.dtype).reshape(proxy.shape, order="F")
+    if voxels.dtype.kind == "f":
+        _refuse_not_finite(path, voxels)
+    return Volume(voxels, grid)
 
 
 def write_volume(path: Path, volume: Volume) -> None:
@@ -214,9 +245,17 @@ def _refuse_incomplete(path: Path) -> None:
         stored_bytes = _inflated_size(path) if path.name.endswith(".gz") else path.stat().st_size
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
-    missing_bytes = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize - stored_bytes
+    _refuse_missing(path, voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize - stored_bytes)
+
+
+def _refuse_missing(path: Path, missing_bytes: int) -> None:
     if missing_bytes > 0:
         raise SamnnError(f"{path}: is cut short, {missing_bytes} bytes of voxels are missing. Copy it again.")
+
+
+def _refuse_not_finite(path: Path, voxels: np.ndarray) -> None:
+    if not np.isfinite(voxels).all():
+        raise SamnnError(f"{path}: holds NaN or infinite voxels. Export it again, or give them a value.")
 
 
 def _is_nifti(path: Path) -> bool:

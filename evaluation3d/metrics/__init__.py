@@ -13,18 +13,20 @@ from samnn.errors import SamnnError
 from ..calibration import Calibration
 from ..masks import MaskPair
 from ..metric import BY_FORMULA, Metric
+from ..surface import DEFINITIONS, Definition
 
 FORMULA = "Formula: "
+VOXEL_FORMULA = "Formula on border voxels: "
 
 
 @dataclass(frozen=True)
 class FoundMetric:
-    """One file of this folder: its name, the formula in its docstring, its declaration and its function."""
+    """One file of this folder: its name, its declaration, and for each definition of a surface formula and function."""
 
     name: str
-    formula: str
     declared: Metric
-    compute: Callable[[MaskPair], float] | Callable[[Calibration], float]
+    formulas: dict[Definition, str]
+    functions: dict[Definition, Callable[[MaskPair], float] | Callable[[Calibration], float]]
 
     def value(self, pair: MaskPair, calibration: Calibration | None = None) -> float:
         """Compute the metric, or take the value that is declared for empty masks. NaN where it is undefined."""
@@ -35,12 +37,16 @@ class FoundMetric:
         }
         fixed = when_empty.get(pair.outcome, BY_FORMULA)
         needed = calibration if self.declared.needs == "probabilities" else pair
-        return float(self.compute(needed) if fixed is BY_FORMULA else fixed)
+        return float(self.functions[pair.surface_definition](needed) if fixed is BY_FORMULA else fixed)
+
+    def definition(self, surface: Definition) -> str | None:
+        """Name the definition of a surface, for metrics that are measured on surfaces."""
+        return DEFINITIONS[surface] if self.declared.of_surfaces else None
 
 
 @cache
 def find_metrics(*, probabilities: bool = False) -> dict[str, FoundMetric]:
-    """Import every file of this folder: fractions first, then millimetres, each by name.
+    """Import every file of this folder: fractions first, then millilitres and millimetres, each by name.
 
     With `probabilities` those that need them come last, without it they are left out.
 
@@ -56,6 +62,9 @@ def _load(name: str) -> FoundMetric:
     module = importlib.import_module(f"{__name__}.{name}")
     lines = (module.__doc__ or "").splitlines()
     formula = next((line.removeprefix(FORMULA) for line in lines if line.startswith(FORMULA)), "")
+    voxel_formula = next(
+        (line.removeprefix(VOXEL_FORMULA) for line in lines if line.startswith(VOXEL_FORMULA)), formula
+    )
     declared = getattr(module, "METRIC", None)
     compute = getattr(module, "compute", None)
     if not isinstance(declared, Metric) or not callable(compute) or not formula:
@@ -63,4 +72,10 @@ def _load(name: str) -> FoundMetric:
             f"{module.__file__}: is no metric. It needs METRIC = Metric(…), compute(pair) and, in its docstring, "
             f"a line '{FORMULA}…'. See dice.py beside it."
         )
-    return FoundMetric(name, formula, declared, compute)
+    on_voxels = getattr(module, "compute_on_voxels", compute)
+    return FoundMetric(
+        name,
+        declared,
+        formulas={"surfel": formula, "voxel": voxel_formula},
+        functions={"surfel": compute, "voxel": on_voxels},
+    )

@@ -59,11 +59,11 @@ def test_real_labels_against_themselves_are_perfect_in_every_metric(shared, tmp_
     shutil.copytree(folder, tmp_path / "copy")
     table = evaluate_folder(folder, tmp_path / "copy").table
     means = table.groupby("metric")["value"].agg(["min", "max"])
-    for metric in ("voe", "assd", "hausdorff", "hausdorff95"):
+    for metric in ("voe", "volume_error", "assd", "hausdorff", "hausdorff95", "masd"):
         assert means.loc[metric].to_list() == [0, 0]
     for metric in ("dice", "iou", "nsd", "precision", "sensitivity", "specificity", "volumetric_similarity"):
         assert means.loc[metric].to_list() == [1, 1]
-    assert len(table) == 10 * 2 * 11
+    assert len(table) == 10 * 2 * 13
 
 
 def test_probabilities_of_real_cases_give_every_number_of_their_label_maps(shared, tmp_path):
