@@ -48,7 +48,11 @@ class Comparison:
         return [*found, MACRO] if len(found) > 1 else found
 
     def definition(self, metric: str) -> dict[str, Any]:
-        return self.methods[0].summary["definitions"][metric]
+        """What the evaluation says of a metric; a signed one that is best at zero is compared by its size."""
+        declared = self.methods[0].summary["definitions"][metric]
+        if declared["better"] != "zero":
+            return declared
+        return declared | {"better": "lower", "formula": f"abs({declared['formula']})"}
 
     def values(self, metric: str, class_name: str, methods: Sequence[Method]) -> tuple[np.ndarray, int]:
         """Values of (methods, cases), NaN where undefined; and how many (case, class) values are left out.
@@ -71,9 +75,14 @@ class Comparison:
     def _cubes(self) -> dict[str, np.ndarray]:
         """Metric → (methods, cases, classes)."""
         places = (self.cases, self.methods[0].classes)
-        return {
+        signed = {
             metric: np.stack([method.values[metric].loc[places].to_numpy(float) for method in self.methods])
             for metric in self.metrics
+        }
+        declared = self.methods[0].summary["definitions"]
+        return {
+            metric: np.abs(cube) if declared[metric]["better"] == "zero" else cube
+            for metric, cube in signed.items()
         }
 
     @cached_property

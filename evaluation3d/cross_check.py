@@ -100,10 +100,10 @@ def package_values(
         there = package.asd(reference, prediction, voxelspacing=spacing_mm)
         back = package.asd(prediction, reference, voxelspacing=spacing_mm)
         return {
-            "hausdorff": package.hd(prediction, reference, voxelspacing=spacing_mm),
-            "hausdorff95": package.hd95(prediction, reference, voxelspacing=spacing_mm),
-            "assd": package.assd(prediction, reference, voxelspacing=spacing_mm),
-            "masd": (there + back) / 2,
+            "hausdorff_voxel": package.hd(prediction, reference, voxelspacing=spacing_mm),
+            "hausdorff95_voxel": package.hd95(prediction, reference, voxelspacing=spacing_mm),
+            "assd_voxel": package.assd(prediction, reference, voxelspacing=spacing_mm),
+            "masd_voxel": (there + back) / 2,
         }
     found = package.compute_surface_distances(reference, prediction, spacing_mm)
     distances_mm = np.concatenate([found["distances_gt_to_pred"], found["distances_pred_to_gt"]])

@@ -45,26 +45,18 @@ class Evaluation:
 
     @property
     def table(self) -> pandas.DataFrame:
-        """One row a case, class and metric: `case, label, class, metric, value, unit, surface`. NaN: undefined.
-
-        `surface` names the definition where a metric is measured on surfaces, and is empty elsewhere.
-        """
+        """One row a case, class and metric: `case, label, class, metric, value, unit`. NaN: undefined."""
         import pandas
 
-        metrics = find_metrics(probabilities=True)
+        metrics = find_metrics(probabilities=True, surface=self.surface)
         units = {name: metric.declared.unit for name, metric in metrics.items()}
-        surfaces = {
-            name: self.surface if metric.declared.of_surfaces else "" for name, metric in metrics.items()
-        }
         rows = [
-            (case, result.label, name, metric, value, units[metric], surfaces[metric])
+            (case, result.label, name, metric, value, units[metric])
             for case, classes in self.results.items()
             for name, result in classes.items()
             for metric, value in result.values.items()
         ]
-        return pandas.DataFrame(
-            rows, columns=["case", "label", "class", "metric", "value", "unit", "surface"]
-        )
+        return pandas.DataFrame(rows, columns=["case", "label", "class", "metric", "value", "unit"])
 
 
 def evaluate_case(
@@ -112,13 +104,13 @@ def evaluate_case(
         surface=surface,
         names=names,
     )
-    metrics = find_metrics(probabilities=calibrations is not None).values()
+    metrics = find_metrics(probabilities=calibrations is not None, surface=surface)
     calibration_of = calibrations or dict.fromkeys(pairs)
     return {
         name: ClassResult(
             label="+".join(map(str, pair.values)),
             outcome=pair.outcome,
-            values={metric.name: metric.value(pair, calibration_of[name]) for metric in metrics},
+            values={key: metric.value(pair, calibration_of[name]) for key, metric in metrics.items()},
             calibration=calibration_of[name],
         )
         for name, pair in pairs.items()

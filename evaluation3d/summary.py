@@ -30,13 +30,13 @@ EMPTY_MASK_POLICY = (
     "undefined then. Undefined values are null, are left out of mean, std, median, min and max, and are counted: "
     "n + n_undefined is the number of cases; n_missed and n_false count failures, whether or not they have a value."
 )
-CSV_HEADER = "case,label,class,metric,value,unit,surface"
+CSV_HEADER = "case,label,class,metric,value,unit"
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
     """Sum up in plain JSON values: settings and definitions, then each class and metric over the cases."""
     case_set = evaluation.case_set
-    metrics = find_metrics(probabilities=case_set.channels is not None)
+    metrics = find_metrics(probabilities=case_set.channels is not None, surface=evaluation.surface)
     classes = {}
     for name in evaluation.labels.classes:
         by_case = {case: results[name] for case, results in evaluation.results.items()}

@@ -39,23 +39,32 @@ class FoundMetric:
         needed = calibration if self.declared.needs == "probabilities" else pair
         return float(self.functions[pair.surface_definition](needed) if fixed is BY_FORMULA else fixed)
 
+    def name_by(self, surface: Definition) -> str:
+        """The name that says by which definition of a surface, where that is not the default one."""
+        return f"{self.name}_{surface}" if self.declared.of_surfaces and surface != "surfel" else self.name
+
     def definition(self, surface: Definition) -> str | None:
         """Name the definition of a surface, for metrics that are measured on surfaces."""
         return DEFINITIONS[surface] if self.declared.of_surfaces else None
 
 
 @cache
-def find_metrics(*, probabilities: bool = False) -> dict[str, FoundMetric]:
+def find_metrics(*, probabilities: bool = False, surface: Definition = "surfel") -> dict[str, FoundMetric]:
     """Import every file of this folder: fractions first, then millilitres and millimetres, each by name.
 
-    With `probabilities` those that need them come last, without it they are left out.
+    With `probabilities` those that need them come last, without it they are left out. Names of metrics measured on
+    surfaces by another definition than the default end in it (`hausdorff_voxel`), so that no table can mix the two.
 
     Raises:
         SamnnError: a file lacks its declaration `METRIC`, its function `compute` or the formula in its docstring.
     """
     found = [_load(module.name) for module in pkgutil.iter_modules(__path__)]
     found.sort(key=lambda metric: (metric.declared.needs, metric.declared.unit, metric.name))
-    return {metric.name: metric for metric in found if probabilities or metric.declared.needs == "masks"}
+    return {
+        metric.name_by(surface): metric
+        for metric in found
+        if probabilities or metric.declared.needs == "masks"
+    }
 
 
 def _load(name: str) -> FoundMetric:

@@ -115,7 +115,11 @@ def test_a_nan_in_the_qform_is_refused_where_it_is_in_use(tmp_path):
         read_grid(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", gzip.compress(b""), gzip.compress(b"no image" * 99)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no image", gzip.compress(b""), gzip.compress(b"no image" * 99)],
+    ids=["empty", "no image", "compressed nothing", "compressed no image"],
+)
 @pytest.mark.parametrize("read", [read_grid, read_volume])
 def test_files_that_are_no_images_are_refused_by_name(tmp_path, content, read):
     path = tmp_path / "x.nii.gz"

@@ -72,7 +72,7 @@ def summary(out: Path) -> dict:
 
 def test_the_csv_has_a_row_for_each_case_class_and_metric(finished):
     found = rows(finished[1])
-    assert list(found[0]) == ["case", "label", "class", "metric", "value", "unit", "surface"]
+    assert list(found[0]) == ["case", "label", "class", "metric", "value", "unit"]
     assert len(found) == 3 * 3 * len(find_metrics())
     table = {(row["case"], row["class"], row["metric"]): row for row in found}
     assert table["a", "heart", "dice"] == {
@@ -82,11 +82,9 @@ def test_the_csv_has_a_row_for_each_case_class_and_metric(finished):
         "metric": "dice",
         "value": "0.8",
         "unit": "fraction",
-        "surface": "",
     }
     assert table["a", "heart", "hausdorff"]["value"] == "3.0"
     assert table["a", "heart", "hausdorff"]["unit"] == "mm"
-    assert table["a", "heart", "hausdorff"]["surface"] == "surfel"
     assert table["a", "mediastinum", "dice"]["label"] == "1+2"
     assert table["a", "esophagus", "dice"]["value"] == "nan"
     assert table["b", "esophagus", "dice"]["value"] == "0.0"
@@ -184,7 +182,7 @@ def test_no_number_is_cut_at_any_width(folders, width):
 def test_two_workers_write_the_same_bytes_over_an_earlier_run(finished, folders, tmp_path, run_evaluate):
     out = tmp_path / "again"
     shutil.copytree(finished[1], out)
-    (out / "metrics.csv").write_text("case,label,class,metric,value,unit,surface\n")
+    (out / "metrics.csv").write_text("case,label,class,metric,value,unit\n")
     arguments = [*folders, "-o", out, "--allow-missing", "--tolerance-mm", "2", "--workers", "2"]
     process = run_evaluate(*arguments)
     assert process.returncode == 0, process.stderr

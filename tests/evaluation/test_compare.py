@@ -132,6 +132,15 @@ def test_of_distances_the_lower_is_better(finished):
     assert ranked["hausdorff95", "heart", "mean, then rank"].to_dict() == {"A": 1, "B": 2}
 
 
+def test_a_signed_metric_is_compared_by_its_size(methods):
+    """A predicts as many voxels as the reference has, or misses none; B misses the esophagus of one case."""
+    found = compare(methods, metrics=("volume_error",)).tables
+    values = found["values"].set_index(["class", "method", "case"])["value"]
+    assert values["esophagus", "B", "p1_1"] > 0  # the signed error is below zero
+    esophagus = row(found["pairs"], metric="volume_error", **{"class": "esophagus"})
+    assert (esophagus["mean_difference"] < 0, esophagus["better_on_average"]) == (True, "A")
+
+
 def test_a_missed_organ_counts_zero_in_dice_and_is_left_out_and_counted_in_distances(finished):
     pairs = finished[0].tables["pairs"]
     dice = row(pairs, metric="dice", **{"class": "esophagus"})

@@ -122,11 +122,11 @@ def test_border_voxels_of_a_cube_and_a_larger_one():
     prediction[2:7, 2:7, 2:7] = 1
     found = values(reference, prediction, spacing_mm=(1, 1, 1), tolerance_mm=1.0, surface="voxel")
     back_mm = (54 + 36 * math.sqrt(2) + 8 * math.sqrt(3)) / 98
-    assert found["hausdorff"] == pytest.approx(math.sqrt(3))
-    assert found["masd"] == pytest.approx((1 + back_mm) / 2)
-    assert found["assd"] == pytest.approx((26 + 98 * back_mm) / 124)
-    assert found["nsd"] == pytest.approx((26 + 54) / (26 + 98))
-    assert found["hausdorff95"] == pytest.approx(
+    assert found["hausdorff_voxel"] == pytest.approx(math.sqrt(3))
+    assert found["masd_voxel"] == pytest.approx((1 + back_mm) / 2)
+    assert found["assd_voxel"] == pytest.approx((26 + 98 * back_mm) / 124)
+    assert found["nsd_voxel"] == pytest.approx((26 + 54) / (26 + 98))
+    assert found["hausdorff95_voxel"] == pytest.approx(
         math.sqrt(3)
     )  # 0.95·123 = 116.85: between the 117th and the 118th
 
@@ -134,7 +134,7 @@ def test_border_voxels_of_a_cube_and_a_larger_one():
 def test_hausdorff95_of_border_voxels_is_interpolated_over_both_directions():
     """Rods of 2 and 9 voxels, 1 mm: distances 0, 0 and 0, 0, 1, … 7; the place 0.95·10 = 9.5 is between 6 and 7."""
     found = values(rod(5, 7), rod(5, 14), spacing_mm=(1, 1, 1), surface="voxel")
-    assert found["hausdorff95"] == pytest.approx(6.5)
+    assert found["hausdorff95_voxel"] == pytest.approx(6.5)
 
 
 def test_hausdorff95_forgives_what_hausdorff_does_not():
