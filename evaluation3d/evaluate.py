@@ -16,11 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from samnn.errors import Problems, SamnnError
 from samnn.io import read_labels
 from samnn.labels import MAX_VALUE, LabelSet
+from samnn.workers import each_case, sensible_workers
 
 from .cases import Case, CaseSet, find_cases
 from .masks import Outcome, mask_pairs
 from .metrics import find_metrics
-from .workers import each_case, sensible_workers
 
 if TYPE_CHECKING:
     import pandas
@@ -136,7 +136,7 @@ def evaluate_folder(
         raise SamnnError(f"{workers} workers cannot work; expected 1 or more.")
     case_set = find_cases(reference, prediction, labels_file=labels, allow_missing=allow_missing)
     cases = case_set.cases
-    workers = workers or sensible_workers(cases)
+    workers = workers or sensible_workers(len(cases), sum(case.n_voxels for case in cases))
     with _progress(show_progress) as progress:
         label_set = case_set.labels
         if label_set is None:

@@ -12,22 +12,28 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from samnn.errors import SamnnError
 
-from .cases import Case
 
+class Named(Protocol):
+    """A case of whatever kind: messages name it."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Case = TypeVar("Case", bound=Named)
 Result = TypeVar("Result")
 
 VOXELS_WORTH_A_WORKER = 20_000_000  # below this a new process takes longer to start than it saves
 MOST_WORKERS = 8  # each holds a whole case in memory; more only where asked for
 
 
-def sensible_workers(cases: Sequence[Case]) -> int:
-    """As many processes as there are cores, cases, and work to share."""
-    work = sum(case.n_voxels for case in cases) // VOXELS_WORTH_A_WORKER
-    return max(1, min(os.cpu_count() or 1, len(cases), work, MOST_WORKERS))
+def sensible_workers(n_cases: int, n_voxels: int) -> int:
+    """As many processes as there are cores, cases, and work (voxels of all cases together) to share."""
+    return max(1, min(os.cpu_count() or 1, n_cases, n_voxels // VOXELS_WORTH_A_WORKER, MOST_WORKERS))
 
 
 def each_case(
