@@ -95,6 +95,29 @@ def read_volume(path: Path) -> Volume:
     return Volume(voxels, header.grid)
 
 
+def read_slice(path: Path) -> np.ndarray:
+    """The voxels of a single DICOM slice as (columns, rows), rescale slope and intercept applied.
+
+    Raises:
+        SamnnError: it cannot be read, or is not one slice of real numbers.
+    """
+    _refuse_other_bytes(path)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("GDCMImageIO")
+    try:
+        reader.ReadImageInformation()
+        _scalar_type(path, reader)
+        voxels = SimpleITK.GetArrayFromImage(reader.Execute()).transpose()
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
+    if voxels.ndim != 3 or voxels.shape[2] != 1:
+        raise SamnnError(f"{path}: holds {voxels.shape} voxels; expected one slice.")
+    if not np.isfinite(voxels).all():
+        raise SamnnError(f"{path}: holds NaN or infinite voxels after its rescale slope. Export it again.")
+    return voxels[:, :, 0]
+
+
 def read_labels(path: Path) -> Volume:
     """Read a label map; whole numbers stored as floats become integers.
 
@@ -191,7 +214,11 @@ def stores_integers(path: Path) -> bool:
 
 _NUMPY_TYPES = {
     getattr(SimpleITK, f"sitk{name}"): np.dtype(name.lower())
-    for name in "Int8 UInt8 Int16 UInt16 Int32 UInt32 Int64 UInt64 Float32 Float64".split()
+    for name in (
+        *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)),
+        "Float32",
+        "Float64",
+    )
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,11 @@ MOST_SHEAR = 5e-4  # cosine of two axes: 0.03 degrees, 0.15 mm over 300 mm
 
 def is_nifti(path: Path) -> bool:
     return path.name.endswith((".nii", ".nii.gz"))
+
+
+def is_nifti1(path: Path) -> bool:
+    """Whether a file is NIfTI-1, which all readers know."""
+    return is_nifti(path) and not isinstance(load_nifti(path), nibabel.Nifti2Image)
 
 
 def load_nifti(path: Path) -> Nifti1Pair:
@@ -120,6 +126,18 @@ def voxel_blocks(path: Path) -> Iterator[bytes]:
         raise unreadable(path, error) from error
     if position < end:
         raise _cut_short(path, str(end - position))
+
+
+def ends_as_expected(path: Path) -> bool:
+    """Whether the last bytes of a .nii.gz file give the length that its header asks for, without decompressing it.
+
+    A file cut short fails this; so does a whole one of several gzip members, or with bytes after its voxels.
+    """
+    voxels = load_nifti(path).dataobj
+    end = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
+    with open(path, "rb") as file:
+        file.seek(-min(4, path.stat().st_size), os.SEEK_END)
+        return int.from_bytes(file.read(), "little") == end % 2**32
 
 
 def refuse_incomplete(path: Path) -> None:
