@@ -143,6 +143,9 @@ def read_series(series: Series) -> Volume:
         if voxels.shape != found.shape:
             raise SamnnError(f"{found.path}: holds {voxels.shape} voxels; its header says {found.shape}.")
         arrays.append(voxels)
+    small = np.iinfo(np.int16)  # GDCM makes 32 bits of stored 16 less 1024, whatever the values
+    if all(a.dtype.kind in "iu" and small.min <= a.min() and a.max() <= small.max for a in arrays):
+        arrays = [array.astype(np.int16) for array in arrays]
     if series.is_regular:
         return Volume(np.stack(arrays, axis=-1), series.grid)
     return _resampled(series, arrays)

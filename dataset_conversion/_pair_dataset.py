@@ -54,6 +54,9 @@ class Dataset:
                 write_json(records / f"{name}.json", {"asked": asked[name], "entry": entry})
                 entries[name] = entry
             self.refused |= failed
+            if not entries:  # nothing to keep for the next run
+                for path in dataset.folder.iterdir():
+                    shutil.rmtree(path)
             if failed and not (skip_refused and any("mask" in entry for entry in entries.values())):
                 raise Problems(
                     f"{target} was not written: {len(failed)} of {len(self.plans)} cases refused. The "
