@@ -145,3 +145,6 @@ def _remove_strangers(folder: Path, entries: dict[str, Any]) -> None:
     for path in folder.rglob("*"):
         if path.is_file() and path not in ours and path.parent.name != RECORDS:
             path.unlink()
+    for path in folder.iterdir():
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -24,11 +24,10 @@ def print_report(
     entries: Mapping[str, Any],
     names: LabelNames,
     splits: Splits | None,
-    left_out: Sequence[str],
     refused: Mapping[str, Sequence[str]],
-    outcome: str,
+    remarks: Sequence[str],
 ) -> None:
-    """Print a row a case, and below it what holds for the whole dataset.
+    """Print a row a case, and below it what holds for the whole dataset; the last of `remarks` is the outcome.
 
     Raises:
         SamnnError: nobody takes the output.
@@ -55,10 +54,10 @@ def print_report(
     try:
         console = Console()
         console.print(table)
-        for line in [*_remarks(plans, names, splits, left_out, refused), outcome]:
+        for line in [*_remarks(plans, names, splits, refused), *remarks]:
             console.print(Text(line), soft_wrap=True)
     except (OSError, UnicodeError) as error:
-        raise SamnnError(f"{outcome}, but the table cannot be printed ({error}).") from error
+        raise SamnnError(f"{remarks[-1]}, but the table cannot be printed ({error}).") from error
 
 
 def _actions(plan: Plan, entry: Mapping[str, Any] | None, names: LabelNames) -> tuple[str, str]:
@@ -83,13 +82,10 @@ def _remarks(
     plans: Sequence[Plan],
     names: LabelNames,
     splits: Splits | None,
-    left_out: Sequence[str],
     refused: Mapping[str, Sequence[str]],
 ) -> list[str]:
     """What holds for the dataset as a whole."""
     remarks = []
-    if left_out:
-        remarks.append(f"Left out, no images: {', '.join(left_out)}")
     if names.changed:
         listed = ", ".join(f"{old} -> {new}" for old, new in names.changed.items())
         remarks.append(f"Values renumbered without gaps: {listed}")

@@ -145,14 +145,19 @@ def convert(
             f"Nothing was converted, {len(refused)} of {len(pairs)} cases refused. Mend them, or add --skip-refused:",
             flat(refused),
         )
-    channel_names = channel_names or _default_channels(plans[0])
+    remarks = [f"Left out, no images: {', '.join(found.left_out)}"] if found.left_out else []
+    if channel_names is None:
+        channel_names = [f"channel_{number}" for number in range(len(plans[0].channels))]
+        remarks.append(
+            f"Channels are named {', '.join(channel_names)}; for CT say --channels CT: nnU-Net scales by it"
+        )
     entries, outcome = {}, f"{len(plans)} cases checked, nothing written"
     if not dry_run:
         dataset = Dataset(plans, names, channel_names, splits, refused, link=link)
         entries = dataset.write(target, workers=workers, overwrite=overwrite, skip_refused=skip_refused)
         outcome = f"{len(entries)} cases written to {target}"
     # printed last: a table that nobody takes must not cost the dataset
-    print_report(plans, entries, names, splits, found.left_out, refused, outcome)
+    print_report(plans, entries, names, splits, refused, [*remarks, outcome])
     if refused:
         raise typer.Exit(1)
 
@@ -223,7 +228,3 @@ def _fitting(
     if not any(plan.pair.mask is not None for plan in fitting):
         raise Problems("Nothing was converted, no case with a mask is left:", flat(refused))
     return fitting
-
-
-def _default_channels(plan: Plan) -> list[str]:
-    return [f"channel_{number}" for number in range(len(plan.channels))]
