@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -156,7 +157,8 @@ def _scan(folder: Path) -> tuple[list[Slice], Counter[str]]:
     slices, others = [], Counter()
     for path in _files(folder):
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
+            with warnings.catch_warnings(action="ignore"):  # of values that are not used here
+                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
             if "SOPClassUID" not in header and "Modality" not in header:
                 others["files that are not DICOM images"] += 1
             elif "ImagePositionPatient" not in header or header.get("Modality") == "RTDOSE":

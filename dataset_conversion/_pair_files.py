@@ -13,9 +13,7 @@ from pathlib import Path
 
 from samnn.errors import Problems, SamnnError
 
-ENDINGS = (
-    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".gipl", ".gipl.gz", ".vtk", ".mnc", ".mgh", ".mgz",
-)  # fmt: skip
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".gipl", ".vtk", ".mnc")
 PARTS = (".raw", ".zraw", ".raw.gz", ".img", ".img.gz")  # the voxels of a header file beside them
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 COLUMN = re.compile(r"image(?:_(\d{4}))?")

@@ -90,6 +90,8 @@ def read_volume(path: Path) -> Volume:
         except RuntimeError as error:
             raise unreadable(path, error) from error
         voxels = SimpleITK.GetArrayFromImage(image).transpose()
+        if path.suffix in (".gipl", ".vtk") and path.stat().st_size < voxels.nbytes:
+            raise SamnnError(f"{path}: is cut short, which ITK does not notice. Copy it again.")
     if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
         raise SamnnError(f"{path}: holds NaN or infinite voxels. Export it again, or give them a value.")
     return Volume(voxels, header.grid)
@@ -238,6 +240,10 @@ def _refuse_misleading(path: Path) -> None:
         raise SamnnError(
             f"{path}: {path.with_suffix('').name} lies beside it and would be read in its place. "
             "Move one of the two away."
+        )
+    if path.suffix in (".hdr", ".img"):
+        raise SamnnError(
+            f"{path}: is Analyze or a NIfTI pair; which side is left is not sure in them. Convert it to .nii.gz first."
         )
     if is_nifti(path):
         check_header(path)

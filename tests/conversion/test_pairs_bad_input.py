@@ -173,6 +173,22 @@ def no_image(source: Path) -> str:
     return "images/a.nii.gz: cannot be read"
 
 
+def cut_vtk(source: Path) -> str:
+    (source / "images/a.nii.gz").unlink()
+    path = save_itk(
+        source / "images/a.vtk", Volume(image().voxels, replace(GRID, direction=tuple(np.eye(3).ravel())))
+    )
+    save(source / "masks/a.nii.gz", Volume(mask().voxels, replace(GRID, direction=tuple(np.eye(3).ravel()))))
+    path.write_bytes(path.read_bytes()[:300])
+    return "a.vtk: is cut short"
+
+
+def analyze(source: Path) -> str:
+    (source / "images/a.nii.gz").unlink()
+    save_itk(source / "images/a.hdr", image())
+    return "which side is left is not sure"
+
+
 def only_empty_masks(source: Path) -> str:
     save(source / "masks/a.nii.gz", Volume(np.zeros(GRID.shape, np.uint8), GRID))
     return "no voxel other than 0"
@@ -183,7 +199,7 @@ DAMAGES = [
     names_that_differ_in_capitals, a_name_of_nothing, link_to_nothing, ending_in_capitals, half_a_voxel,
     another_spacing, another_angle, another_shape, four_dimensions, mask_of_four_dimensions, colours, complex_voxels,
     vector_image, sheared, sheared_with_an_upright_qform, sheared_nrrd, fractions, cut_image, cut_mask, nan_image,
-    no_image, only_empty_masks,
+    no_image, cut_vtk, analyze, only_empty_masks,
 ]  # fmt: skip
 
 
@@ -316,8 +332,9 @@ def test_wrong_arguments_are_said_without_a_traceback(tmp_path, arguments, expec
     done = subprocess.run(
         [command(), "convert", "pairs", "-d", "12", "--name", "Own", "-o", "raw", *arguments],
         cwd=tmp_path,
+        env=os.environ | {"COLUMNS": "200"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode in (1, 2) and expected in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "raw").exists()
