@@ -104,6 +104,7 @@ def compare(
 
 
 def main() -> None:
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)

@@ -37,8 +37,10 @@ class LabelNames:
 
     def renumber(self, labels: np.ndarray) -> np.ndarray:
         """Give every voxel its new value, as uint8 where that is enough."""
-        new = self.new_values
-        table = np.zeros(max(new) + 1, np.uint8 if len(new) <= 256 else np.uint16)
+        new, dtype = self.new_values, np.uint8 if len(self.new_values) <= 256 else np.uint16
+        if not self.changed:
+            return labels.astype(dtype, order="K")
+        table = np.zeros(max(new) + 1, dtype)
         table[list(new)] = list(new.values())
         return table[labels]
 

@@ -69,6 +69,11 @@ class Plan:
         return self.pair.name
 
     @property
+    def needs_work(self) -> bool:
+        """Whether an image's voxels must be read; masks are small beside them."""
+        return any(channel.rewritten or channel.is_float for channel in self.channels)
+
+    @property
     def sources(self) -> list[Path]:
         """Every file that is read."""
         images = [

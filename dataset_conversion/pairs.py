@@ -19,7 +19,7 @@ from ._pair_files import Found, Pair, find_in_folders, find_in_table
 from ._pair_report import print_report
 from ._pair_work import Options, Plan, inspect
 
-VOXELS_OF_A_SERIES = 50_000_000  # a guess, to decide whether further processes pay
+VOXELS_OF_A_SERIES = 50_000_000
 
 
 def convert(
@@ -121,11 +121,14 @@ def convert(
     pairs = _with_patients(found.pairs, patient)
     channel_names = [part.strip() for part in channels.split(",")] if channels else None
     named = read_label_names(labels, region or []) if labels else None
-    workers = workers or sensible_workers(len(pairs), sum(map(_size, pairs)))
 
     options = Options(resample, tuple(series or []), len(channel_names) if channel_names else None)
     refused: dict[str, list[str]] = {}
-    plans = list(each("Checking", inspect, pairs, options, workers=workers, refused=refused))
+    to_check = sum(
+        _size(path) for pair in pairs for path in pair.sources if path.is_dir() or path == pair.mask
+    )
+    checkers = workers or sensible_workers(len(pairs), to_check)
+    plans = list(each("Checking", inspect, pairs, options, workers=checkers, refused=refused))
     plans.sort(key=lambda plan: plan.name)
     if not plans:
         raise Problems(f"Nothing was converted, all {len(refused)} cases are refused:", flat(refused))
@@ -153,6 +156,8 @@ def convert(
         )
     entries, outcome = {}, f"{len(plans)} cases checked, nothing written"
     if not dry_run:
+        to_write = sum(_size(path) for plan in plans if plan.needs_work for path in plan.pair.sources)
+        workers = workers or sensible_workers(len(plans), to_write)
         dataset = Dataset(plans, names, channel_names, splits, refused, link=link)
         entries = dataset.write(target, workers=workers, overwrite=overwrite, skip_refused=skip_refused)
         outcome = f"{len(entries)} cases written to {target}"
@@ -201,9 +206,9 @@ def _with_patients(pairs: Sequence[Pair], pattern: str | None) -> list[Pair]:
     return [Pair(pair.name, pair.called, pair.images, pair.mask, found[pair.called]) for pair in pairs]
 
 
-def _size(pair: Pair) -> int:
-    """A guess at the voxels of a case, from the sizes of its files."""
-    return sum(VOXELS_OF_A_SERIES if path.is_dir() else path.stat().st_size for path in pair.sources)
+def _size(path: Path) -> int:
+    """A guess at the voxels of a source, to decide whether further processes pay."""
+    return VOXELS_OF_A_SERIES if path.is_dir() else path.stat().st_size
 
 
 def _fitting(

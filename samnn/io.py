@@ -26,6 +26,7 @@ from samnn.nifti import (
     voxel_blocks,
     write_nifti,
 )
+from samnn.nrrd import read_gzip_voxels
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,17 @@ def read_volume(path: Path) -> Volume:
         SamnnError: as `read_header`, or the voxel data is truncated, corrupt, NaN or infinite.
     """
     header = read_header(path)
+    voxels = None
     if is_nifti(path):
         voxels = read_voxels(path, header.grid.shape, header.dtype)
-    else:
+    elif path.suffix == ".nrrd":
+        voxels = read_gzip_voxels(path, header.grid.shape, header.dtype)
+    if voxels is None:
         try:
             image = SimpleITK.ReadImage(str(path))
         except RuntimeError as error:
             raise unreadable(path, error) from error
         voxels = SimpleITK.GetArrayFromImage(image).transpose()
-        if path.suffix in (".gipl", ".vtk") and path.stat().st_size < voxels.nbytes:
-            raise SamnnError(f"{path}: is cut short, which ITK does not notice. Copy it again.")
     if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
         raise SamnnError(f"{path}: holds NaN or infinite voxels. Export it again, or give them a value.")
     return Volume(voxels, header.grid)
@@ -224,6 +226,11 @@ _NUMPY_TYPES = {
 }
 
 
+_NOT_NOTICED = "ITK does not notice when a file of this format is cut short"
+_NO_SIDES = "is Analyze or a NIfTI pair, in which left and right are not sure"
+_UNSAFE_ENDINGS = {".vtk": _NOT_NOTICED, ".gipl": _NOT_NOTICED, ".hdr": _NO_SIDES, ".img": _NO_SIDES}
+
+
 def _refuse_misleading(path: Path) -> None:
     """Refuse what SimpleITK would misread: x.nii.gz with x.nii beside it, NIfTI geometry that is not finite.
 
@@ -241,9 +248,9 @@ def _refuse_misleading(path: Path) -> None:
             f"{path}: {path.with_suffix('').name} lies beside it and would be read in its place. "
             "Move one of the two away."
         )
-    if path.suffix in (".hdr", ".img"):
+    if path.suffix in _UNSAFE_ENDINGS:
         raise SamnnError(
-            f"{path}: is Analyze or a NIfTI pair; which side is left is not sure in them. Convert it to .nii.gz first."
+            f"{path}: {_UNSAFE_ENDINGS[path.suffix]}. Convert it to .nii.gz or .nrrd and look at it."
         )
     if is_nifti(path):
         check_header(path)

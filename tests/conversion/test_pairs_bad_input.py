@@ -173,20 +173,18 @@ def no_image(source: Path) -> str:
     return "images/a.nii.gz: cannot be read"
 
 
-def cut_vtk(source: Path) -> str:
+def vtk(source: Path) -> str:
     (source / "images/a.nii.gz").unlink()
-    path = save_itk(
+    save_itk(
         source / "images/a.vtk", Volume(image().voxels, replace(GRID, direction=tuple(np.eye(3).ravel())))
     )
-    save(source / "masks/a.nii.gz", Volume(mask().voxels, replace(GRID, direction=tuple(np.eye(3).ravel()))))
-    path.write_bytes(path.read_bytes()[:300])
-    return "a.vtk: is cut short"
+    return "ITK does not notice when a file of this format is cut short"
 
 
 def analyze(source: Path) -> str:
     (source / "images/a.nii.gz").unlink()
     save_itk(source / "images/a.hdr", image())
-    return "which side is left is not sure"
+    return "left and right are not sure"
 
 
 def only_empty_masks(source: Path) -> str:
@@ -199,7 +197,7 @@ DAMAGES = [
     names_that_differ_in_capitals, a_name_of_nothing, link_to_nothing, ending_in_capitals, half_a_voxel,
     another_spacing, another_angle, another_shape, four_dimensions, mask_of_four_dimensions, colours, complex_voxels,
     vector_image, sheared, sheared_with_an_upright_qform, sheared_nrrd, fractions, cut_image, cut_mask, nan_image,
-    no_image, cut_vtk, analyze, only_empty_masks,
+    no_image, vtk, analyze, only_empty_masks,
 ]  # fmt: skip
 
 
