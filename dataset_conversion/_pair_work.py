@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -68,10 +69,11 @@ class Plan:
     def name(self) -> str:
         return self.pair.name
 
-    @property
-    def needs_work(self) -> bool:
-        """Whether an image's voxels must be read; masks are small beside them."""
-        return any(channel.rewritten or channel.is_float for channel in self.channels)
+    def n_voxels_to_read(self, names: LabelNames) -> int:
+        """Voxels that cannot be copied unread, those of the mask included."""
+        n_images = sum(bool(channel.rewritten) or channel.is_float for channel in self.channels)
+        is_new_mask = bool(self.mask_rewritten or self.values & names.changed.keys())
+        return math.prod(self.grid.shape) * (n_images + is_new_mask)
 
     @property
     def sources(self) -> list[Path]:

@@ -156,7 +156,7 @@ def convert(
         )
     entries, outcome = {}, f"{len(plans)} cases checked, nothing written"
     if not dry_run:
-        to_write = sum(_size(path) for plan in plans if plan.needs_work for path in plan.pair.sources)
+        to_write = sum(plan.n_voxels_to_read(names) for plan in plans)
         workers = workers or sensible_workers(len(plans), to_write)
         dataset = Dataset(plans, names, channel_names, splits, refused, link=link)
         entries = dataset.write(target, workers=workers, overwrite=overwrite, skip_refused=skip_refused)

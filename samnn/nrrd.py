@@ -48,9 +48,8 @@ def read_gzip_voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.
         rest = memoryview(voxels).cast("B")
         try:
             with igzip.open(file) as content:
-                while rest and (block := content.read(min(_BLOCK_BYTES, len(rest)))):
-                    rest[: len(block)] = block
-                    rest = rest[len(block) :]
+                while rest and (size := content.readinto(rest[:_BLOCK_BYTES])):
+                    rest = rest[size:]
                 while content.read(_BLOCK_BYTES):  # to its end, where the checksum is
                     pass
         except (OSError, EOFError, zlib.error, isal_zlib.error) as error:
