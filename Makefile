@@ -13,7 +13,7 @@ help: ## show this list
 setup: $(INSTALLED) ## install samnn, editable, with all it needs, into .venv (PYTHON=python3.12 chooses another)
 
 test: setup ## run the tests, less those of minutes each
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run the tests of minutes each
 	.venv/bin/python -m pytest -m slow

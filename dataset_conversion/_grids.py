@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import affine_transform
@@ -87,17 +87,4 @@ def nearest(labels: np.ndarray, grid: Grid, *, onto: Grid) -> np.ndarray:
     matrix = np.linalg.inv(grid.affine) @ onto.affine  # from voxels of the result to voxels of the labels
     return affine_transform(
         labels, matrix[:3, :3], matrix[:3, 3], output_shape=onto.shape, order=0, mode="grid-constant", cval=0
-    )
-
-
-def spatial(grid: Grid) -> Grid:
-    """The first three axes of a grid of more."""
-    n = grid.n_dims
-    direction = np.reshape(grid.direction, (n, n))[:3, :3]
-    return replace(
-        grid,
-        shape=grid.shape[:3],
-        spacing_mm=grid.spacing_mm[:3],
-        origin_mm=grid.origin_mm[:3],
-        direction=tuple(direction.ravel().tolist()),
     )

@@ -111,8 +111,12 @@ def each(
     refused: dict[str, list[str]],
 ) -> Iterator[Any]:
     """The results of `function` of each case, as they finish; what is refused goes to `refused`."""
-    with closing(each_case(function, cases, *arguments, workers=workers)) as finished:
-        console = Console(stderr=True)
+    console = Console(stderr=True)
+
+    def tell(news: str) -> None:
+        console.print(news, style="yellow", markup=False, highlight=False)
+
+    with closing(each_case(function, cases, *arguments, workers=workers, tell=tell)) as finished:
         for case, result, problem in track(finished, title, len(cases), console=console, transient=True):
             if problem is None:
                 yield result

@@ -133,7 +133,7 @@ def _inspect_image(plan: Plan, path: Path, options: Options) -> Grid:
         for number in range(grid.shape[3]):
             plan.channels.append(Channel(path, volume=number, rewritten="part of a 4-D image"))
         plan.changes.append(f"4-D image split into {grid.shape[3]} channels")
-        return _grids.spatial(grid)
+        return grid.first_axes(3)
     if grid.n_dims == 4 and len(plan.pair.images) == 1:
         raise SamnnError(
             f"{path}: has 4 dimensions, {grid.shape[3]} volumes. If they are channels, name as many with --channels "

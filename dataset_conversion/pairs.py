@@ -101,7 +101,7 @@ def convert(
         typer.Option(min=1, help="Cases at the same time.  [default: as many as cores and work, at most 8]"),
     ] = None,
 ) -> None:
-    """Convert your own images and masks: NIfTI, NRRD, MetaImage and what else ITK reads, DICOM series as images.
+    """Convert your own images and masks: NIfTI, NRRD, MetaImage, MINC; DICOM series as images.
 
     Image and mask meet by their places in the patient. A mask with its axes in another order is turned exactly; one
     on another grid is refused with the difference, or resampled with `--resample`. Files that fit are copied byte by

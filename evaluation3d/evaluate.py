@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from samnn.errors import Problems, SamnnError
-from samnn.io import read_labels
+from samnn.io import Volume, read_labels, resample_labels
 from samnn.labels import MAX_VALUE, LabelSet
 from samnn.workers import each_case, sensible_workers
 
+from .calibration import Calibration
 from .cases import Case, CaseSet, find_cases
-from .masks import Outcome, mask_pairs
+from .journal import Journal
+from .masks import mask_pairs
 from .metrics import find_metrics
+from .probabilities import Channels, read_probabilities
+from .result import ClassResult
+from .surface import DEFINITIONS, Definition
 
 if TYPE_CHECKING:
     import pandas
 
 MAX_CLASSES_FOUND = 1000  # more different values than this: an image, not a label map
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """One class of one case: its label values ("2", regions "1+2"), who holds it, and each metric's value."""
-
-    label: str
-    outcome: Outcome
-    values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -44,21 +40,31 @@ class Evaluation:
     case_set: CaseSet
     labels: LabelSet
     tolerance_mm: float
+    surface: Definition
     results: dict[str, dict[str, ClassResult]]  # case → class → result
 
     @property
     def table(self) -> pandas.DataFrame:
-        """One row a case, class and metric: `case, label, class, metric, value, unit`. NaN: undefined."""
+        """One row a case, class and metric: `case, label, class, metric, value, unit, surface`. NaN: undefined.
+
+        `surface` names the definition where a metric is measured on surfaces, and is empty elsewhere.
+        """
         import pandas
 
-        units = {name: metric.declared.unit for name, metric in find_metrics().items()}
+        metrics = find_metrics(probabilities=True)
+        units = {name: metric.declared.unit for name, metric in metrics.items()}
+        surfaces = {
+            name: self.surface if metric.declared.of_surfaces else "" for name, metric in metrics.items()
+        }
         rows = [
-            (case, result.label, name, metric, value, units[metric])
+            (case, result.label, name, metric, value, units[metric], surfaces[metric])
             for case, classes in self.results.items()
             for name, result in classes.items()
             for metric, value in result.values.items()
         ]
-        return pandas.DataFrame(rows, columns=["case", "label", "class", "metric", "value", "unit"])
+        return pandas.DataFrame(
+            rows, columns=["case", "label", "class", "metric", "value", "unit", "surface"]
+        )
 
 
 def evaluate_case(
@@ -68,18 +74,21 @@ def evaluate_case(
     spacing_mm: tuple[float, ...],
     labels: LabelSet | Mapping[str, Any],
     tolerance_mm: float = 1.0,
+    surface: Definition = "surfel",
     names: tuple[object, object] = ("the reference", "the prediction"),
+    calibrations: Mapping[str, Calibration] | None = None,
 ) -> dict[str, ClassResult]:
     """Evaluate two label maps of one shape, 2D or 3D; `spacing_mm` belongs to the array axes in their order.
 
     `labels` is a LabelSet or nnU-Net's mapping of class name to value (or list of values). Where the reference
-    holds the ignore value, a voxel counts for nothing. `names` are used in messages.
+    holds the ignore value, a voxel counts for nothing. `surface` is one of `surface.DEFINITIONS`. `names` are used
+    in messages. With `calibrations`, class by class, the metrics of probabilities are computed, too.
 
     Raises:
         SamnnError: shapes, spacing, tolerance or voxels are not as described, or a value is not in `labels`.
     """
     reference, prediction = np.asarray(reference), np.asarray(prediction)
-    _check_tolerance(tolerance_mm)
+    _check_settings(tolerance_mm, surface)
     if reference.shape != prediction.shape or reference.ndim not in (2, 3):
         raise SamnnError(
             f"{names[0]} has shape {reference.shape} and {names[1]} {prediction.shape}; "
@@ -100,13 +109,17 @@ def evaluate_case(
         spacing_mm=tuple(spacing_mm),
         labels=labels,
         tolerance_mm=tolerance_mm,
+        surface=surface,
         names=names,
     )
+    metrics = find_metrics(probabilities=calibrations is not None).values()
+    calibration_of = calibrations or dict.fromkeys(pairs)
     return {
         name: ClassResult(
             label="+".join(map(str, pair.values)),
             outcome=pair.outcome,
-            values={metric.name: metric.value(pair) for metric in find_metrics().values()},
+            values={metric.name: metric.value(pair, calibration_of[name]) for metric in metrics},
+            calibration=calibration_of[name],
         )
         for name, pair in pairs.items()
     }
@@ -118,23 +131,37 @@ def evaluate_folder(
     *,
     labels: Path | None = None,
     tolerance_mm: float = 1.0,
+    surface: Definition = "surfel",
     allow_missing: bool = False,
+    probabilities: bool = False,
+    resample: bool = False,
     workers: int | None = 1,
     show_progress: bool = False,
+    keep_in: Path | None = None,
 ) -> Evaluation:
-    """Evaluate a folder of label maps, or the validation predictions in an nnU-Net results folder.
+    """Evaluate a folder of predictions, or the validation predictions in an nnU-Net results folder.
 
     `reference` may be None for a results folder, fold or `validation` folder: the dataset's labels then.
-    `labels` is a dataset.json; without one it is looked for beside both folders. `workers` None: as many as pay.
+    `labels` is a dataset.json; without one it is looked for beside both folders. `probabilities`: the predictions are
+    saved probabilities. `resample`: label maps on other grids are brought onto those of their references. `workers`
+    None: as many as pay. In the folder `keep_in` finished cases are kept until `write_outputs` has written there, so
+    that the same call goes on where an earlier one was ended.
 
     Raises:
         SamnnError: what is wrong with the input; several files' problems come together.
     """
     find_metrics()  # a broken metric file is found before the long work
-    _check_tolerance(tolerance_mm)
+    _check_settings(tolerance_mm, surface)
     if workers is not None and workers < 1:
         raise SamnnError(f"{workers} workers cannot work; expected 1 or more.")
-    case_set = find_cases(reference, prediction, labels_file=labels, allow_missing=allow_missing)
+    case_set = find_cases(
+        reference,
+        prediction,
+        labels_file=labels,
+        allow_missing=allow_missing,
+        probabilities=probabilities,
+        resample=resample,
+    )
     cases = case_set.cases
     workers = workers or sensible_workers(len(cases), sum(case.n_voxels for case in cases))
     with _progress(show_progress) as progress:
@@ -142,41 +169,97 @@ def evaluate_folder(
         if label_set is None:
             found = _run(progress, "Finding classes", _values_of, case_set, workers=workers)
             label_set = _numbered(set().union(*found.values()), case_set)
-        results = _run(
-            progress, "Evaluating", _evaluate_files, case_set, label_set, tolerance_mm, workers=workers
-        )
-    return Evaluation(case_set, label_set, tolerance_mm, {case.name: results[case.name] for case in cases})
+        arguments = (label_set, tolerance_mm, surface, case_set.channels)
+        settings = {
+            "labels": asdict(label_set),
+            "tolerance_mm": tolerance_mm,
+            "surface": surface,
+            "channels": case_set.channels and asdict(case_set.channels),
+            "resample": resample,
+        }
+        with Journal(keep_in, settings) if keep_in is not None else nullcontext() as journal:
+            results = _run(
+                progress,
+                "Evaluating",
+                _evaluate_files,
+                case_set,
+                *arguments,
+                workers=workers,
+                journal=journal,
+            )
+    return Evaluation(
+        case_set, label_set, tolerance_mm, surface, {case.name: results[case.name] for case in cases}
+    )
 
 
 def _run(
-    progress: Progress, task: str, function: Any, case_set: CaseSet, *arguments: Any, workers: int
-) -> dict:
-    """Run `function` on every case; if some fail, finish the others, then name all that failed."""
-    results, problems = {}, []
-    cases = case_set.cases
-    with closing(each_case(function, cases, *arguments, workers=workers)) as finished:
-        for case, result, problem in progress.track(finished, total=len(cases), description=task):
-            if problem is None:
-                results[case.name] = result
-            else:
+    progress: Progress,
+    task: str,
+    function: Any,
+    case_set: CaseSet,
+    *arguments: Any,
+    workers: int,
+    journal: Journal | None = None,
+) -> dict[str, Any]:
+    """Run `function` on every case that `journal` lacks; if some fail, finish the others, then name all that failed."""
+
+    def tell(message: str) -> None:
+        progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    earlier = {case.name: journal.result_of(case) for case in case_set.cases} if journal else {}
+    results = {name: found for name, found in earlier.items() if found is not None}
+    if results:
+        tell(f"{len(results)} of {len(case_set.cases)} cases were finished by an earlier run.")
+    cases = [case for case in case_set.cases if case.name not in results]
+    problems = []
+
+    bar = progress.add_task(task, total=len(case_set.cases), completed=len(results))
+    with closing(each_case(function, cases, *arguments, workers=workers, tell=tell)) as finished:
+        for case, result, problem in finished:
+            progress.advance(bar)
+            if problem is not None:
                 problems += problem.splitlines()
+                continue
+            results[case.name] = result
+            if journal is not None:
+                journal.add(case, result)
     if problems:
-        raise Problems(
-            f"{case_set.prediction}: cannot be evaluated against {case_set.reference}.", sorted(set(problems))
-        )
+        headline = f"{case_set.prediction}: cannot be evaluated against {case_set.reference}."
+        if journal is not None and results:
+            headline += (
+                f" {len(results)} of {len(case_set.cases)} cases are finished and kept in {journal.path}: "
+                "the same command goes on from there."
+            )
+        raise Problems(headline, sorted(set(problems)))
     return results
 
 
-def _evaluate_files(case: Case, labels: LabelSet, tolerance_mm: float) -> dict[str, ClassResult]:
+def read_case(
+    case: Case, labels: LabelSet, channels: Channels | None
+) -> tuple[Volume, np.ndarray, dict[str, Calibration] | None]:
+    """Read the reference of a case, its prediction on the same grid and, from probabilities, their calibrations."""
     reference = read_labels(case.reference)
-    prediction = read_labels(case.prediction)
+    if channels is not None:
+        return reference, *read_probabilities(
+            case.prediction, reference.voxels, labels=labels, channels=channels
+        )
+    found = read_labels(case.prediction)
+    return reference, (resample_labels(found, reference.grid) if case.differences else found).voxels, None
+
+
+def _evaluate_files(
+    case: Case, labels: LabelSet, tolerance_mm: float, surface: Definition, channels: Channels | None
+) -> dict[str, ClassResult]:
+    reference, prediction, calibrations = read_case(case, labels, channels)
     return evaluate_case(
         reference.voxels,
-        prediction.voxels,
+        prediction,
         spacing_mm=reference.grid.spacing_mm,
         labels=labels,
         tolerance_mm=tolerance_mm,
+        surface=surface,
         names=(case.reference, case.prediction),
+        calibrations=calibrations,
     )
 
 
@@ -200,7 +283,9 @@ def _numbered(values: set[int], case_set: CaseSet) -> LabelSet:
     return LabelSet.from_mapping({str(value): value for value in sorted(values - {0})})
 
 
-def _check_tolerance(tolerance_mm: float) -> None:
+def _check_settings(tolerance_mm: float, surface: str) -> None:
+    if surface not in DEFINITIONS:
+        raise SamnnError(f"The surface is {surface!r}; expected one of {', '.join(DEFINITIONS)}.")
     if not 0 <= tolerance_mm < math.inf:
         raise SamnnError(f"The tolerance is {tolerance_mm} mm; expected a number from 0 upwards.")
 

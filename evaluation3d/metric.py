@@ -8,7 +8,6 @@ from typing import Literal
 
 UNDEFINED = math.nan  # the metric has no value here: counted apart, left out of means
 BY_FORMULA = None  # the formula holds for an empty mask too: compute it
-SURFEL_WEIGHTED = "surfel-weighted, DeepMind surface-distance"
 
 OnEmpty = float | None
 
@@ -21,11 +20,12 @@ class Metric:
     applied in one place, `metrics.FoundMetric.value`, so `compute` never sees a mask pair whose value is declared.
     """
 
-    unit: Literal["fraction", "mm"]
-    better: Literal["higher", "lower"]
+    unit: Literal["fraction", "ml", "mm", "nats"]
+    better: Literal["higher", "lower", "zero"]
     range: tuple[float, float]
     source: str
     if_both_empty: OnEmpty
     if_reference_empty: OnEmpty  # a false organ
     if_prediction_empty: OnEmpty  # a missed organ
-    definition: str | None = None  # which of several definitions in use, where there are several
+    of_surfaces: bool = False  # measured on surfaces, of which `surface.DEFINITIONS` has two definitions
+    needs: Literal["masks", "probabilities"] = "masks"  # `compute` gets a MaskPair, or a Calibration

@@ -72,7 +72,19 @@ def find_results(prediction: Path) -> Results | None:
         for validation in validations
         if not (validation / "summary.json").is_file() or is_our_summary(validation / "summary.json")
     ]
-    return Results(folder, validations, _expected(folder, validations), notes)
+    splits, by_fold = _held_out(folder)
+    if folder == prediction:
+        absent = [fold for fold in by_fold if folder / fold not in folds]
+        if absent:
+            n_cases = sum(len(by_fold[fold]) for fold in absent)
+            notes.append(
+                f"{', '.join(absent)} of the {len(by_fold)} folds in {splits}: not there; {n_cases} held-out "
+                f"{'case is' if n_cases == 1 else 'cases are'} in no mean."
+            )
+    expected = {
+        case: validation for validation in validations for case in by_fold.get(validation.parent.name, [])
+    }
+    return Results(folder, validations, expected, notes)
 
 
 def is_our_summary(path: Path) -> bool:
@@ -83,22 +95,19 @@ def is_our_summary(path: Path) -> bool:
         return re.match(rb'\{\s*"%s"' % SUMMARY_KEY.encode(), file.read(100)) is not None
 
 
-def _expected(folder: Path, validations: list[Path]) -> dict[str, Path]:
-    """The validation cases of each numbered fold, from the splits nnU-Net keeps beside the preprocessed data."""
-    root = os.environ.get("nnUNet_preprocessed")
-    if root is None or not DATASET.fullmatch(folder.parent.name):
-        return {}
-    path = Path(root) / folder.parent.name / "splits_final.json"
+def _held_out(folder: Path) -> tuple[Path, dict[str, list[str]]]:
+    """The splits nnU-Net keeps beside the preprocessed data, and each fold's validation cases; none without the file."""
+    path = Path(os.environ.get("nnUNet_preprocessed", "")) / folder.parent.name / "splits_final.json"
+    if "nnUNet_preprocessed" not in os.environ or not DATASET.fullmatch(folder.parent.name):
+        return path, {}
     try:
         held_out = [split["val"] for split in json.loads(path.read_text(encoding="utf-8"))]
-        by_fold = {f"fold_{fold}": cases for fold, cases in enumerate(held_out)}
-        return {
-            unicodedata.normalize("NFC", case): validation
-            for validation in validations
-            for case in by_fold.get(validation.parent.name, [])
+        return path, {
+            f"fold_{fold}": [unicodedata.normalize("NFC", case) for case in cases]
+            for fold, cases in enumerate(held_out)
         }
     except FileNotFoundError:
-        return {}
+        return path, {}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise SamnnError(
             f"{path}: cannot be read as nnU-Net's splits ({error}). Restore it, or plan the dataset again."

@@ -12,23 +12,31 @@ from samnn import __version__
 from samnn.atomic import whole_file, write_json
 from samnn.errors import SamnnError
 
-from .cases import ENDINGS
-from .evaluate import ClassResult, Evaluation
-from .metrics import find_metrics
+from .calibration import N_BINS, NOTHING
+from .cases import ENDINGS, NPZ
+from .evaluate import Evaluation
+from .journal import NAME as JOURNAL
+from .metrics import FoundMetric, find_metrics
+from .reliability import NAME as PLOT
+from .reliability import draw_reliability, is_our_plot
+from .result import ClassResult
 from .results import SUMMARY_KEY, is_our_summary
+from .surface import Definition
 
 EMPTY_MASK_POLICY = (
-    "A class in neither map (absent) is undefined for every metric. A class in the reference only (missed) or in "
+    "A class in neither map (absent) is undefined for every metric of masks; metrics of probabilities are computed "
+    "all the same. A class in the reference only (missed) or in "
     "the prediction only (false) has the value its metric declares, such as Dice 0 and NSD 0; distances are "
     "undefined then. Undefined values are null, are left out of mean, std, median, min and max, and are counted: "
     "n + n_undefined is the number of cases; n_missed and n_false count failures, whether or not they have a value."
 )
-CSV_HEADER = "case,label,class,metric,value,unit"
+CSV_HEADER = "case,label,class,metric,value,unit,surface"
 
 
 def summarise(evaluation: Evaluation) -> dict[str, Any]:
     """Sum up in plain JSON values: settings and definitions, then each class and metric over the cases."""
     case_set = evaluation.case_set
+    metrics = find_metrics(probabilities=case_set.channels is not None)
     classes = {}
     for name in evaluation.labels.classes:
         by_case = {case: results[name] for case, results in evaluation.results.items()}
@@ -39,8 +47,10 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         classes[name] = {
             "label": next(iter(by_case.values())).label,
             **outcomes,
-            "metrics": {metric: _over_cases(metric, list(by_case.values())) for metric in find_metrics()},
+            "metrics": {metric: _over_cases(metric, list(by_case.values())) for metric in metrics},
         }
+        if case_set.channels is not None:
+            classes[name]["reliability"] = _reliability(list(by_case.values()))
     return {
         SUMMARY_KEY: __version__,
         "reference": _as_text(case_set.reference),
@@ -48,14 +58,17 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "labels": _as_text(case_set.labels_source) if case_set.labels_source else None,
         "ignore_label": evaluation.labels.ignore,
         "tolerance_mm": evaluation.tolerance_mm,
+        "surface": evaluation.surface,
         "empty_mask_policy": EMPTY_MASK_POLICY,
-        "definitions": {name: _definition(name) for name in find_metrics()},
+        "definitions": {name: _definition(metric, evaluation.surface) for name, metric in metrics.items()},
+        "from_probabilities": case_set.channels is not None,
+        "resampled": {case.name: list(case.differences) for case in case_set.cases if case.differences},
         "notes": case_set.notes,
         "n_cases": len(evaluation.results),
         "cases": list(evaluation.results),
         "n_missing": len(case_set.missing),
         "missing": case_set.missing,
-        "macro": {metric: _over_classes(metric, classes) for metric in find_metrics()},
+        "macro": {metric: _over_classes(metric, classes) for metric in metrics},
         "classes": classes,
     }
 
@@ -73,16 +86,24 @@ def check_target(out: Path) -> None:
         raise SamnnError(f"{existing}: is a file; the output needs a folder. Choose another -o.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise SamnnError(f"{existing}: cannot be written to. Check its permissions, or choose another -o.")
-    for name, is_ours in [("metrics.csv", _is_our_csv), ("summary.json", is_our_summary)]:
+    for name, is_ours in [
+        ("metrics.csv", _is_our_csv),
+        ("summary.json", is_our_summary),
+        (PLOT, is_our_plot),
+    ]:
         if (out / name).exists() and not is_ours(out / name):
             raise SamnnError(f"{out / name}: exists and is not from samnn evaluate. Choose another -o.")
-    image = next((path.name for path in out.glob("*") if path.name.endswith(ENDINGS)), None)
-    if image is not None:
-        raise SamnnError(f"{out}: holds images or label maps ({image}). Choose another -o.")
+    for path in out.glob("*"):
+        if path.name.endswith((*ENDINGS, *NPZ)) and path.name != PLOT:
+            raise SamnnError(
+                f"{out}: holds images, label maps or probabilities ({path.name}). Choose another -o."
+            )
 
 
 def write_outputs(evaluation: Evaluation, out: Path) -> None:
-    """Write metrics.csv and summary.json into the folder `out`; those of an earlier evaluation are replaced.
+    """Write metrics.csv, summary.json and, from probabilities, reliability.png into the folder `out`.
+
+    Those of an earlier evaluation are replaced; the journal of this one is removed.
 
     Raises:
         SamnnError: as `check_target`, or the disk is full.
@@ -92,9 +113,15 @@ def write_outputs(evaluation: Evaluation, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SamnnError(f"{out}: cannot be made ({error.strerror}). Choose another -o.") from error
+    summary = summarise(evaluation)
     with whole_file(out / "metrics.csv") as part:
         evaluation.table.to_csv(part, index=False, na_rep="nan", encoding="utf-8")
-        write_json(out / "summary.json", summarise(evaluation))
+        if summary["from_probabilities"]:
+            draw_reliability(summary["classes"], out / PLOT)
+        write_json(out / "summary.json", summary)
+    if not summary["from_probabilities"]:
+        (out / PLOT).unlink(missing_ok=True)
+    (out / JOURNAL).unlink(missing_ok=True)
 
 
 def _over_cases(metric: str, results: list[ClassResult]) -> dict[str, float | None]:
@@ -125,17 +152,32 @@ def _over_classes(metric: str, classes: dict[str, Any]) -> dict[str, float | Non
     }
 
 
-def _definition(name: str) -> dict[str, Any]:
-    metric = find_metrics()[name]
+def _reliability(results: list[ClassResult]) -> dict[str, list[Any]]:
+    """The bins of a class over all cases, whose voxels are put together; null in an empty bin."""
+    pooled = sum((result.calibration for result in results), NOTHING)
+
+    def over_n(sums: tuple[float, ...]) -> list[float | None]:
+        return [total / n if n else None for total, n in zip(sums, pooled.n, strict=True)]
+
+    return {
+        "edges": [b / N_BINS for b in range(N_BINS + 1)],
+        "n": list(pooled.n),
+        "mean_probability": over_n(pooled.sum_p),
+        "observed_fraction": over_n(pooled.sum_y),
+    }
+
+
+def _definition(metric: FoundMetric, surface: Definition) -> dict[str, Any]:
     declared = metric.declared
     empty = [declared.if_both_empty, declared.if_reference_empty, declared.if_prediction_empty]
     both, reference, prediction = [empty_value(value) for value in empty]
     return {
-        "formula": metric.formula,
+        "formula": metric.formulas[surface],
+        "needs": declared.needs,
         "unit": declared.unit,
         "better": declared.better,
         "range": [None if math.isinf(end) else end for end in declared.range],
-        "definition": declared.definition,
+        "definition": metric.definition(surface),
         "source": declared.source,
         "if_both_empty": both,
         "if_reference_empty": reference,

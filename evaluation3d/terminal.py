@@ -10,13 +10,19 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from .surface import DEFINITIONS
+
 NAMES_SHOWN = 8
 MACRO = "mean of classes"
+ARROWS = {"higher": "↑", "lower": "↓", "zero": "→0"}
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Print the means and the failures of a `summary`; as many tables below each other as the width needs."""
-    title = f"Means over {summary['n_cases']} cases; fractions, except where mm is given; – is undefined."
+    title = (
+        f"Means over {summary['n_cases']} cases; surfaces: {DEFINITIONS[summary['surface']]}; "
+        "fractions, except where a unit is given; – is undefined."
+    )
     console.print(Text(title, style="bold"))
     for metrics in _that_fit(summary, console):
         console.print(_table(summary, metrics))
@@ -27,15 +33,22 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def _remarks(summary: dict[str, Any]) -> list[str]:
-    surface = {entry["definition"] for entry in summary["definitions"].values()} - {None}
-    lines = [f"Surface metrics: {definition}." for definition in sorted(surface)]
-    lines.append(f"NSD tolerance: {summary['tolerance_mm']:g} mm.")
+    lines = [f"NSD tolerance: {summary['tolerance_mm']:g} mm."]
     if summary["ignore_label"] is not None:
         lines.append(
             f"Voxels with the value {summary['ignore_label']} (ignore) in the reference are left out."
         )
     if summary["labels"] is None:
         lines.append("No dataset.json was found: the classes are the values in the references.")
+    if summary["from_probabilities"]:
+        lines.append(
+            "ECE, Brier score, NLL: each class against all others, over all voxels that are not ignored."
+        )
+    if summary["resampled"]:
+        lines.append(
+            f"{_some(list(summary['resampled']))}: the prediction was brought onto the grid of its reference (nearest "
+            "voxel, background outside)."
+        )
     return lines + [f"Note: {note}" for note in summary["notes"]]
 
 
@@ -78,13 +91,16 @@ def _heading(summary: dict[str, Any], metric: str) -> str:
     declared = summary["definitions"][metric]
     unit = "" if declared["unit"] == "fraction" else f"{declared['unit']} "
     words = metric.replace("_", "\n")
-    return f"{words}\n{unit}{'↑' if declared['better'] == 'higher' else '↓'}"
+    return f"{words}\n{unit}{ARROWS[declared['better']]}"
 
 
 def _number(value: float | None, metric: str, summary: dict[str, Any]) -> str:
     if value is None:
         return "–"
-    return f"{value:.3f}" if summary["definitions"][metric]["unit"] == "fraction" else f"{value:.2f}"
+    declared = summary["definitions"][metric]
+    if declared["needs"] == "probabilities":
+        return f"{value:.4f}"  # small, as most voxels are surely background
+    return f"{value:.3f}" if declared["unit"] == "fraction" else f"{value:.2f}"
 
 
 def _that_fit(summary: dict[str, Any], console: Console) -> list[list[str]]:

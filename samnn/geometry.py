@@ -56,6 +56,19 @@ class Grid:
         ]
         return [*parts, f"corners up to {shift_mm:.3g} mm apart"]
 
+    def first_axes(self, n: int) -> Grid:
+        """The grid of the first `n` axes, as of 4-D data with the place in its first three."""
+        matrix = np.asarray(self.direction).reshape(self.n_dims, self.n_dims)[:n, :n]
+        return Grid(self.shape[:n], self.spacing_mm[:n], self.origin_mm[:n], tuple(matrix.ravel().tolist()))
+
+    def touches(self, other: Grid) -> bool:
+        """Whether the boxes around both grids, along the world axes, have a point in common."""
+        (mine_low, mine_high), (low, high) = (
+            (corners.min(axis=0), corners.max(axis=0))
+            for corners in (self._corners_mm(), other._corners_mm())
+        )
+        return bool((mine_low <= high).all() and (low <= mine_high).all())
+
     def _corners_mm(self) -> np.ndarray:
         n = self.n_dims
         ends = np.stack(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij"), -1).reshape(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,8 @@ def read_header(path: Path) -> Header:
         reader.ReadImageInformation()
     except RuntimeError as error:
         raise unreadable(path, error) from error
-    return Header(_grid(path, reader), _scalar_type(path, reader))
+    is_bmp = path.suffix.lower() == ".bmp"  # 8 bits; ITK says colours even where it is grey
+    return Header(_grid(path, reader), np.dtype(np.uint8) if is_bmp else _scalar_type(path, reader))
 
 
 def read_grid(path: Path) -> Grid:
@@ -93,6 +95,10 @@ def read_volume(path: Path) -> Volume:
             image = SimpleITK.ReadImage(str(path))
         except RuntimeError as error:
             raise unreadable(path, error) from error
+        if path.suffix.lower() == ".bmp":
+            image = _grey(image)
+        if image.GetNumberOfComponentsPerPixel() != 1:
+            raise _not_scalar(path, f"{image.GetNumberOfComponentsPerPixel()} values per voxel")
         voxels = SimpleITK.GetArrayFromImage(image).transpose()
     if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
         raise SamnnError(f"{path}: holds NaN or infinite voxels. Export it again, or give them a value.")
@@ -132,9 +138,9 @@ def read_labels(path: Path) -> Volume:
     voxels = volume.voxels
     if np.issubdtype(voxels.dtype, np.integer):
         return volume
-    if np.abs(voxels).max() >= 2**31:
-        raise SamnnError(f"{path}: holds a value of {np.abs(voxels).max():g}. Is it a label map?")
-    whole = voxels.astype(np.int64)
+    if (largest := max(voxels.max(), -voxels.min())) >= 2**31:
+        raise SamnnError(f"{path}: holds a value of {largest:g}. Is it a label map?")
+    whole = voxels.astype(np.int32)
     if not np.array_equal(whole, voxels):
         raise SamnnError(
             f"{path}: holds fractional values; a label map needs whole numbers. Was it interpolated?"
@@ -184,16 +190,28 @@ def write_volume(path: Path, volume: Volume) -> None:
         header.set_sform(affine, code="scanner")
         write_nifti(path, volume.voxels, header)
         return
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose()))
-    image.SetSpacing(grid.spacing_mm)
-    image.SetOrigin(grid.origin_mm)
-    image.SetDirection(grid.direction)
+    image = _image(volume)
     with whole_file(path) as part:
         try:
             SimpleITK.WriteImage(image, str(part), useCompression=True)
         except RuntimeError as error:
             raise OSError(last_line(error)) from error
         refuse_incomplete(part)  # on a full disk SimpleITK writes half a NIfTI file without a word
+
+
+def resample_labels(volume: Volume, grid: Grid) -> Volume:
+    """Bring a label map onto `grid`, of as many axes: each voxel takes the value of the nearest one, 0 outside."""
+    identity = SimpleITK.Transform(grid.n_dims, SimpleITK.sitkIdentity)
+    image = SimpleITK.Resample(
+        _image(volume),
+        grid.shape,
+        identity,
+        SimpleITK.sitkNearestNeighbor,
+        grid.origin_mm,
+        grid.spacing_mm,
+        grid.direction,
+    )
+    return Volume(SimpleITK.GetArrayFromImage(image).transpose(), grid)
 
 
 def write_like(path: Path, voxels: np.ndarray, *, like: Path) -> None:
@@ -281,8 +299,29 @@ def _not_scalar(path: Path, found: str) -> SamnnError:
     )
 
 
+def _grey(image: SimpleITK.Image) -> SimpleITK.Image:
+    """Undo that ITK reads every BMP in colour: one channel, where red, green and blue are the same."""
+    if image.GetNumberOfComponentsPerPixel() == 1:
+        return image
+    red, *others = [
+        SimpleITK.VectorIndexSelectionCast(image, c) for c in range(image.GetNumberOfComponentsPerPixel())
+    ]
+    same = all(SimpleITK.Hash(red) == SimpleITK.Hash(other) for other in others)
+    return red if same else image
+
+
+def _image(volume: Volume) -> SimpleITK.Image:
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(volume.voxels.transpose()))
+    image.SetSpacing(volume.grid.spacing_mm)
+    image.SetOrigin(volume.grid.origin_mm)
+    image.SetDirection(volume.grid.direction)
+    return image
+
+
 def _grid(path: Path, header: SimpleITK.Image | SimpleITK.ImageFileReader) -> Grid:
     spacing, origin, direction = header.GetSpacing(), header.GetOrigin(), header.GetDirection()
+    if path.suffix.lower() in (".tif", ".tiff") and header.GetDimension() == 3:
+        spacing = _spacing_beside(path) or spacing
     if not np.isfinite([*spacing, *origin, *direction]).all() or min(spacing) <= 0:
         raise SamnnError(
             f"{path}: spacing {spacing}, origin {origin} or direction is not finite and positive. "
@@ -290,3 +329,17 @@ def _grid(path: Path, header: SimpleITK.Image | SimpleITK.ImageFileReader) -> Gr
         )
     refuse_shear(path, np.reshape(direction, (len(spacing), len(spacing))))
     return Grid(header.GetSize(), spacing, origin, direction)
+
+
+def _spacing_beside(path: Path) -> tuple[float, ...] | None:
+    """The spacing of a 3-D TIFF, which nnU-Net keeps in a .json of the same name, there in (z, y, x) order."""
+    beside = path.with_suffix(".json")
+    try:
+        z_mm, y_mm, x_mm = map(float, json.loads(beside.read_text(encoding="utf-8"))["spacing"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SamnnError(
+            f'{beside}: cannot be read as the spacing of {path.name} ({error}). nnU-Net writes {{"spacing": [z, y, x]}}.'
+        ) from error
+    return x_mm, y_mm, z_mm

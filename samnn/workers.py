@@ -6,11 +6,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
@@ -37,49 +37,77 @@ def sensible_workers(n_cases: int, n_voxels: int) -> int:
 
 
 def each_case(
-    function: Callable[..., Result], cases: Sequence[Case], *arguments: Any, workers: int
+    function: Callable[..., Result],
+    cases: Sequence[Case],
+    *arguments: Any,
+    workers: int,
+    tell: Callable[[str], None],
 ) -> Iterator[tuple[Case, Result | None, str | None]]:
-    """Yield each case with `function(case, *arguments)`, or with the message of its SamnnError, as they finish.
+    """Yield each case with `function(case, *arguments)`, or with the message of what failed, as they finish.
 
     One worker stays in this process. No more cases are handed out than there are workers, so that memory holds
-    one case a worker. Close the iterator to end it early: then, and where this process dies, the workers end too.
-
-    Raises:
-        SamnnError: a worker process died; the cases it may have been busy with are named.
+    one case a worker. Where a worker dies, the cases under way are tried again one at a time, `tell` hears of it, and
+    the others go on with half the workers; a case whose worker dies even then has failed. Close the iterator to end
+    it early: then, and where this process dies, the workers end too.
     """
     if workers == 1:
         for case in cases:
             yield case, *_attempt(function, case, *arguments)
         return
+    waiting = deque(cases)
+    while waiting:
+        under_way = yield from _in_processes(function, waiting, arguments, workers)
+        if under_way:
+            workers = max(1, workers // 2)
+            names = ", ".join(sorted(case.name for case in under_way))
+            tell(
+                f"A worker process died, most likely killed for lack of memory, while at one of: {names}. These are "
+                f"tried again one at a time; the others go on with --workers {workers}."
+            )
+        again = deque(under_way)
+        while again:
+            for case in (yield from _in_processes(function, again, arguments, 1)):
+                yield (
+                    case,
+                    None,
+                    f"{case.name}: its worker process died twice, the second time with no other one beside it; most "
+                    "likely it was killed for lack of memory.",
+                )
+
+
+def _in_processes(
+    function: Callable[..., Result], waiting: deque[Case], arguments: tuple[Any, ...], workers: int
+) -> Generator[tuple[Case, Result | None, str | None], None, list[Case]]:
+    """Take cases from `waiting` until none is left or a worker dies; return those that were under way then."""
     context = multiprocessing.get_context("spawn")  # a forked copy of a threaded process may hang
     parent_ends, parent_lives = context.Pipe(duplex=False)
     with (
         ProcessPoolExecutor(
-            min(workers, len(cases)),
+            min(workers, len(waiting)),
             mp_context=context,
             initializer=_end_with_parent,
             initargs=(parent_ends,),
         ) as pool,
         _closed_on_error(parent_lives),
     ):
-        waiting = iter(cases)
         running: dict[Future, Case] = {}
         while True:
-            for case in islice(waiting, workers - len(running)):
-                with _interrupts_kept_from_children():
-                    running[pool.submit(_attempt, function, case, *arguments)] = case
+            while waiting and len(running) < workers:
+                try:
+                    with _interrupts_kept_from_children():
+                        future = pool.submit(_attempt, function, waiting[0], *arguments)
+                except BrokenProcessPool:
+                    return list(running.values())
+                running[future] = waiting.popleft()
             if not running:
-                return
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
+                return []
+            # Wake up each second: a signal that another thread caught is answered only when this one runs.
+            finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            for future in sorted(finished, key=lambda future: future.exception() is not None):
                 try:
                     result = future.result()
-                except BrokenProcessPool as error:
-                    busy = ", ".join(sorted(case.name for case in running.values()))
-                    raise SamnnError(
-                        f"A worker process died, most likely killed for lack of memory, while at one of: {busy}. "
-                        "Nothing was written. Try again with fewer --workers."
-                    ) from error
+                except BrokenProcessPool:
+                    return list(running.values())
                 yield running.pop(future), *result
 
 

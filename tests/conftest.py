@@ -19,3 +19,8 @@ def shared() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that take minutes, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "training")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ..masks import MaskPair
-from ..metric import SURFEL_WEIGHTED, UNDEFINED, Metric
+from ..metric import UNDEFINED, Metric
 
 METRIC = Metric(
     unit="mm",
@@ -20,14 +22,13 @@ METRIC = Metric(
     if_both_empty=UNDEFINED,
     if_reference_empty=UNDEFINED,
     if_prediction_empty=UNDEFINED,
-    definition=SURFEL_WEIGHTED,
+    of_surfaces=True,
 )
 
 
 def compute(pair: MaskPair) -> float:
     surface = pair.surface
-    weighted_mm3 = (
-        surface.reference_to_prediction_mm @ surface.reference_areas_mm2
-        + surface.prediction_to_reference_mm @ surface.prediction_areas_mm2
+    weighted_mm3 = np.sum(surface.reference_to_prediction_mm * surface.reference_sizes) + np.sum(
+        surface.prediction_to_reference_mm * surface.prediction_sizes
     )
-    return weighted_mm3 / (surface.reference_areas_mm2.sum() + surface.prediction_areas_mm2.sum())
+    return weighted_mm3 / (surface.reference_sizes.sum() + surface.prediction_sizes.sum())

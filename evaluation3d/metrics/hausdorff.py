@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from ..masks import MaskPair
-from ..metric import SURFEL_WEIGHTED, UNDEFINED, Metric
+from ..metric import UNDEFINED, Metric
 
 METRIC = Metric(
     unit="mm",
@@ -20,7 +20,7 @@ METRIC = Metric(
     if_both_empty=UNDEFINED,
     if_reference_empty=UNDEFINED,
     if_prediction_empty=UNDEFINED,
-    definition=SURFEL_WEIGHTED,
+    of_surfaces=True,
 )
 
 

@@ -8,7 +8,7 @@ S_R, S_P: the surfaces of reference and prediction; τ: the tolerance in mm; "wi
 from __future__ import annotations
 
 from ..masks import MaskPair
-from ..metric import SURFEL_WEIGHTED, UNDEFINED, Metric
+from ..metric import UNDEFINED, Metric
 
 METRIC = Metric(
     unit="fraction",
@@ -18,13 +18,13 @@ METRIC = Metric(
     if_both_empty=UNDEFINED,
     if_reference_empty=0,
     if_prediction_empty=0,
-    definition=SURFEL_WEIGHTED,
+    of_surfaces=True,
 )
 
 
 def compute(pair: MaskPair) -> float:
     surface = pair.surface
-    reference_near = surface.reference_areas_mm2[surface.reference_to_prediction_mm <= pair.tolerance_mm]
-    prediction_near = surface.prediction_areas_mm2[surface.prediction_to_reference_mm <= pair.tolerance_mm]
-    whole = surface.reference_areas_mm2.sum() + surface.prediction_areas_mm2.sum()
+    reference_near = surface.reference_sizes[surface.reference_to_prediction_mm <= pair.tolerance_mm]
+    prediction_near = surface.prediction_sizes[surface.prediction_to_reference_mm <= pair.tolerance_mm]
+    whole = surface.reference_sizes.sum() + surface.prediction_sizes.sum()
     return (reference_near.sum() + prediction_near.sum()) / whole

@@ -61,28 +61,31 @@ def test_every_shared_volume_passes_the_checks(shared):
 
 
 @pytest.mark.parametrize("lost_bytes", [1, 8, 100, 300])
-def test_a_gzip_file_cut_short_is_refused(ct, lost_bytes):
+@pytest.mark.parametrize("read", [read_volume, read_labels])
+def test_a_gzip_file_cut_short_is_refused(ct, lost_bytes, read):
     ct.write_bytes(ct.read_bytes()[:-lost_bytes])
     with pytest.raises(SamnnError, match=r"ct\.nii\.gz.*cut short"):
-        read_volume(ct)
+        read(ct)
 
 
-def test_a_flipped_bit_fails_the_checksum(ct):
+@pytest.mark.parametrize("read", [read_volume, read_labels])
+def test_a_flipped_bit_fails_the_checksum(ct, read):
     content = bytearray(ct.read_bytes())
     content[-6] ^= 1
     ct.write_bytes(content)
-    with pytest.raises(SamnnError, match="cannot be read as an image"):
-        read_volume(ct)
+    with pytest.raises(SamnnError, match=r"CRC|cannot be read as an image"):
+        read(ct)
 
 
 @pytest.mark.parametrize("lost_bytes", [1, 300])
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_missing_voxels_are_counted(ct, lost_bytes, ending):
+@pytest.mark.parametrize("read", [read_volume, read_labels])
+def test_missing_voxels_are_counted(ct, lost_bytes, ending, read):
     rewrite(ct, lambda content: content[:-lost_bytes])
     path = ct.with_name("cut" + ending)
     path.write_bytes(gzip.decompress(ct.read_bytes()) if ending == ".nii" else ct.read_bytes())
     with pytest.raises(SamnnError, match=f"{lost_bytes} bytes of voxels are missing"):
-        read_volume(path)
+        read(path)
 
 
 @pytest.mark.parametrize("offset", [SROW_X, PIXDIM_X], ids=["sform", "pixdim"])
@@ -159,6 +162,46 @@ def test_whole_numbers_stored_as_floats_are_labels_and_others_are_not(tmp_path):
         pytest.raises(SamnnError, match=r"1e\+30. Is it a label map"),
     ):
         read_labels(tmp_path / "huge.nii.gz")
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<i2", ">i2", "<u4", "<i8", "<f4", ">f8"])
+@pytest.mark.parametrize("shape", [(6, 7, 8), (6, 7), (6, 7, 1), (6, 7, 8, 1)])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_labels_are_the_voxels_and_the_grid_of_the_volume(tmp_path, dtype, shape, ending):
+    """Whether a label map is decoded by us or by SimpleITK: any type, byte order and number of axes."""
+    voxels = np.random.default_rng(1).integers(0, 100, shape).astype(dtype)
+    path = tmp_path / f"labels{ending}"
+    image = nibabel.Nifti1Image(
+        voxels, AFFINE, nibabel.Nifti1Header(endianness=dtype[0] if dtype[0] in "<>" else "<")
+    )
+    image.set_data_dtype(dtype)
+    nibabel.save(image, path)
+    volume, labels = read_volume(path), read_labels(path)
+    np.testing.assert_array_equal(labels.voxels, volume.voxels)
+    assert labels.grid == volume.grid
+
+
+def test_labels_with_a_slope_are_scaled(ct):
+    def scale(content):
+        content[112:120] = np.array([2, 1], np.float32).tobytes()  # scl_slope, scl_inter
+
+    rewrite(ct, scale)
+    np.testing.assert_array_equal(read_labels(ct).voxels, VOXELS * 2 + 1)
+
+
+def test_bytes_after_the_voxels_are_no_part_of_the_labels(ct):
+    rewrite(ct, lambda content: content + b"more")
+    np.testing.assert_array_equal(read_labels(ct).voxels, VOXELS)
+
+
+@pytest.mark.parametrize("read", [read_volume, read_labels])
+def test_a_header_that_claims_more_than_any_memory_is_refused(ct, read):
+    def claim(content):
+        content[42:48] = np.array([32000] * 3, np.int16).tobytes()  # the shape
+
+    rewrite(ct, claim)
+    with pytest.raises(SamnnError, match="bytes of voxels are missing"):
+        read(ct)
 
 
 def test_complex_voxels_are_refused(tmp_path):

@@ -104,7 +104,9 @@ def voxels(tmp_path_factory, write_labels, write_dataset_json, run_evaluate):
     write_labels(prediction / "fraction.nii.gz", cube(1, 100).astype(np.float32) / 2)
     write_labels(prediction / "nan.nii.gz", np.where(cube(1, 100) == 1, np.nan, 0).astype(np.float32))
     out = root / "out"
-    return assert_refused(run_evaluate(reference, prediction, "-o", out), out), root
+    message = assert_refused(run_evaluate(reference, prediction, "-o", out))
+    assert [path.name for path in out.iterdir()] == ["unfinished.jsonl"]  # the one case that is fine
+    return message, root
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,7 @@ def test_every_fault_of_the_voxels_is_listed_at_once(voxels, file, fault):
     assert len(line) == 1
     assert fault in line[0]
     assert message.count("  - ") == 6
+    assert "1 of 7 cases are finished and kept" in message
 
 
 def test_a_results_folder_without_validation_is_refused(tmp_path, run_evaluate):
@@ -181,7 +184,7 @@ def test_an_output_folder_that_holds_label_maps_is_refused(good, run_evaluate):
     """nnU-Net would take our summary.json for its own, and labelsTr is no place for results."""
     for folder in good:
         message = assert_refused(run_evaluate(*good, "-o", folder))
-        assert f"{folder}: holds images or label maps (a.nii.gz)" in message
+        assert f"{folder}: holds images, label maps or probabilities (a.nii.gz)" in message
         assert sorted(path.name for path in folder.iterdir()) == ["a.nii.gz"]
 
 
@@ -232,3 +235,27 @@ main()
 
 def test_a_senseless_tolerance_is_refused(good, run_evaluate):
     assert "tolerance is -1.0 mm" in assert_refused(run_evaluate(*good, "--tolerance-mm", "-1"))
+
+
+def test_empty_maps_have_a_defined_outcome(tmp_path, write_labels, write_dataset_json, run_evaluate):
+    """Both empty: undefined, and the command says so. Only the prediction empty: every organ is missed."""
+    write_dataset_json(tmp_path, LABELS)
+    none = np.zeros((12,) * 3, np.uint8)
+    for case, voxels in [("none", none), ("heart", cube(1))]:
+        write_labels(tmp_path / "reference" / f"{case}.nii.gz", voxels)
+        write_labels(tmp_path / "prediction" / f"{case}.nii.gz", none)
+    process = run_evaluate(tmp_path / "reference", tmp_path / "prediction", "-o", tmp_path / "out")
+    assert process.returncode == 0, process.stderr
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["classes"]
+    assert (found["heart"]["missed"], found["heart"]["absent"]) == (["heart"], ["none"])
+    assert found["heart"]["metrics"]["dice"]["mean"] == 0
+    assert found["aorta"]["absent"] == ["heart", "none"]
+    assert found["aorta"]["metrics"]["dice"]["mean"] is None
+    assert "heart: missed in 1 case (heart)" in process.stdout
+
+
+def test_empty_references_without_names_of_classes_are_refused(tmp_path, write_labels, run_evaluate):
+    for folder in ("reference", "prediction"):
+        write_labels(tmp_path / folder / "a.nii.gz", np.zeros((4,) * 3, np.uint8))
+    message = assert_refused(run_evaluate(tmp_path / "reference", tmp_path / "prediction"))
+    assert "every voxel of every reference is 0" in message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import unicodedata
 
@@ -125,16 +126,6 @@ def test_a_name_matches_in_either_way_of_writing_an_umlaut(folders, write_labels
     write_labels(folders[0] / (unicodedata.normalize("NFC", "Jörg") + ".nii.gz"), cube())
     write_labels(folders[1] / (unicodedata.normalize("NFD", "Jörg") + ".nii.gz"), cube())
     assert "Jörg" in cases_of(evaluate_folder(*folders))
-
-
-def test_two_dimensional_images(tmp_path, write_labels):
-    picture = np.zeros((20, 30), np.uint8)
-    picture[5:9, 5:9] = 1
-    write_labels(tmp_path / "r" / "a.png", picture)
-    write_labels(tmp_path / "p" / "a.png", np.roll(picture, 1, axis=0))
-    found = evaluate_folder(tmp_path / "r", tmp_path / "p").results["a"]["1"].values
-    assert found["dice"] == 0.75
-    assert found["hausdorff"] == 1.5  # the spacing along x, which a PNG can hold
 
 
 def test_whole_numbers_stored_as_floats_are_labels(folders, write_labels):
@@ -261,6 +252,20 @@ def test_a_case_that_nnunets_splits_hold_out_needs_a_prediction(results, splits)
     evaluation = evaluate_folder(None, results, allow_missing=True)
     assert (cases_of(evaluation), evaluation.case_set.missing) == (["a", "b", "c"], ["d"])
     assert cases_of(evaluate_folder(None, results / "fold_1")) == ["b", "c"]
+
+
+def test_folds_that_are_not_there_are_noted(results, splits):
+    held_out = [*json.loads(splits.read_text()), *[{"train": [], "val": [case]} for case in "efg"]]
+    held_out[0]["val"] = ["a"]
+    splits.write_text(json.dumps(held_out))
+    (results / "fold_1").rename(results / "fold_3")
+    held_out[3]["val"] = ["b", "c"]
+    splits.write_text(json.dumps(held_out))
+    notes = evaluate_folder(None, results).case_set.notes
+    assert notes == [
+        f"fold_1, fold_2, fold_4 of the 5 folds in {splits}: not there; 4 held-out cases are in no mean."
+    ]
+    assert evaluate_folder(None, results / "fold_0").case_set.notes == []
 
 
 def test_damaged_splits_are_named(results, splits):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -69,10 +71,46 @@ def test_counts_and_boxes_equal_those_of_each_class_alone(labels, shape, order):
         assert_as_counted_alone(reference, prediction, labels)
 
 
-def test_more_classes_than_bits_in_a_word():
+def test_more_classes_than_bits_in_a_word_of_memory():
     labels = LabelSet({f"class {value}": (value,) for value in range(1, 131)})
     values = list(range(1, 131))
     assert_as_counted_alone(blocks(1, (20, 20, 20), values), blocks(2, (20, 20, 20), values), labels)
+
+
+def test_present_classes_are_found_among_thousands_of_absent_ones():
+    labels = LabelSet({f"class {value}": (value,) for value in range(1, 5001)})
+    values = [3, 17, 4999]
+    reference, prediction = (
+        blocks(1, (20, 20, 20), values, np.int32),
+        blocks(2, (20, 20, 20), values, np.int32),
+    )
+    found = pairs(reference, prediction, labels)
+    few = LabelSet({f"class {value}": (value,) for value in values})
+    assert_as_counted_alone(reference, prediction, few)
+    assert {name for name, pair in found.items() if pair.outcome != "absent"} == set(few.classes)
+
+
+def test_maps_of_different_types_and_memory_orders_meet():
+    labels = LabelSet({"a": (1,), "b": (2,), "c": (3,)})
+    maps = blocks(1, (9, 7, 5), [1, 2, 3]), blocks(2, (9, 7, 5), [1, 2, 3])
+    for mine in (np.uint64, ">i2", np.int8):
+        for turn in (np.asfortranarray, lambda a: a[::-1].copy()[::-1], np.ascontiguousarray):
+            assert_as_counted_alone(maps[0].astype(mine), turn(maps[1]), labels)
+
+
+def test_beside_the_maps_less_than_one_of_them_is_held():
+    """Single voxels in opposite corners, so that the box is the whole volume."""
+    labels = LabelSet({"a": (1,)})
+    reference, prediction = np.zeros((2, 400, 400, 200), np.uint8)
+    reference[0, 0, 0] = reference[-1, -1, -1] = prediction[-1, 0, 5] = 1
+    tracemalloc.start()
+    try:
+        pair = pairs(reference, prediction, labels)["a"]
+        assert pair.reference.shape == reference.shape
+        assert pair.surface.prediction_to_reference_mm.max() > 390
+        assert tracemalloc.get_traced_memory()[1] < reference.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("strange", [-1, 4, 255, 65536, -(2**62)])

@@ -18,12 +18,17 @@ SPACING_MM = (1.5, 1.0, 3.0)
 T = math.sqrt(3) / 8  # area of a corner's surfel at 1 mm: a triangle with legs of half a voxel
 E = math.sqrt(1 / 2)  # area of an edge's surfel at 1 mm: one voxel long, a diagonal of half voxels wide
 FRACTIONS = ["dice", "iou", "nsd", "precision", "sensitivity", "specificity", "voe", "volumetric_similarity"]
-DISTANCES = ["assd", "hausdorff", "hausdorff95"]
+DISTANCES = ["assd", "hausdorff", "hausdorff95", "masd"]
 
 
-def values(reference, prediction, *, spacing_mm=SPACING_MM, tolerance_mm=1.0):
+def values(reference, prediction, *, spacing_mm=SPACING_MM, tolerance_mm=1.0, surface="surfel"):
     case = evaluate_case(
-        reference, prediction, spacing_mm=spacing_mm, labels={"organ": 1}, tolerance_mm=tolerance_mm
+        reference,
+        prediction,
+        spacing_mm=spacing_mm,
+        labels={"organ": 1},
+        tolerance_mm=tolerance_mm,
+        surface=surface,
     )
     return case["organ"].values
 
@@ -37,7 +42,8 @@ def rod(start: int, stop: int) -> np.ndarray:
 
 def test_the_promised_metrics_are_there_in_the_promised_units():
     units = {name: metric.declared.unit for name, metric in find_metrics().items()}
-    assert units.items() >= (dict.fromkeys(FRACTIONS, "fraction") | dict.fromkeys(DISTANCES, "mm")).items()
+    promised = dict.fromkeys(FRACTIONS, "fraction") | dict.fromkeys(DISTANCES, "mm") | {"volume_error": "ml"}
+    assert units.items() >= promised.items()
 
 
 def test_overlap_of_two_boxes_two_voxels_apart(box):
@@ -50,6 +56,7 @@ def test_overlap_of_two_boxes_two_voxels_apart(box):
     assert found["specificity"] == pytest.approx(3264 / 3360)
     assert found["volumetric_similarity"] == 1.0
     assert found["voe"] == pytest.approx(1 - 384 / 576)
+    assert found["volume_error"] == 0.0
 
 
 def test_overlap_of_a_box_and_its_half(box):
@@ -64,6 +71,8 @@ def test_overlap_of_a_box_and_its_half(box):
     assert found["specificity"] == 1.0
     assert found["volumetric_similarity"] == pytest.approx(1 - 240 / 720)
     assert found["voe"] == pytest.approx(0.5)
+    assert found["volume_error"] == pytest.approx(-1.08)  # 240 voxels of 4.5 mm³ are missing
+    assert values(half, box())["volume_error"] == pytest.approx(1.08)
 
 
 @pytest.mark.parametrize(("axis", "expected_mm"), [(0, 3.0), (1, 2.0), (2, 6.0)])
@@ -86,7 +95,46 @@ def test_surface_elements_count_by_their_area():
     found = values(rod(10, 11), rod(9, 12), spacing_mm=(1, 1, 1), tolerance_mm=0.5)
     assert found["assd"] == pytest.approx(8 * T / (8 * T + 8 * T + 8 * E))
     assert found["nsd"] == pytest.approx((8 * T + 8 * E) / (8 * T + 8 * T + 8 * E))
+    assert found["masd"] == pytest.approx(8 * T / (8 * T + 8 * E) / 2)
     assert found["hausdorff"] == found["hausdorff95"] == 1.0
+
+
+def test_two_parallel_plates():
+    """Plates 40 × 40 × 1 mm, moved by 3 mm: the near face of each is 2 mm away from the other, the far face 3 mm."""
+    reference = np.zeros((42, 42, 9), np.uint8)
+    reference[1:41, 1:41, 2] = 1
+    prediction = np.roll(reference, 3, axis=2)
+    found = values(reference, prediction, spacing_mm=(1, 1, 1), tolerance_mm=2.5)
+    assert found["hausdorff"] == found["hausdorff95"] == 3.0
+    assert [found["assd"], found["masd"]] == pytest.approx(
+        [2.5, 2.5]
+    )  # half of the area at 3 mm, half at 2 mm
+    assert found["nsd"] == pytest.approx(0.5)
+
+
+def test_border_voxels_of_a_cube_and_a_larger_one():
+    """3³ inside 5³ (1 mm): 26 border voxels against 98. The small one's are all 1 mm away (its centre is inside);
+    of the large one's 54 are 1 mm away, 36 (edges) √2 and 8 (corners) √3.
+    """
+    reference = np.zeros((9, 9, 9), np.uint8)
+    prediction = reference.copy()
+    reference[3:6, 3:6, 3:6] = 1
+    prediction[2:7, 2:7, 2:7] = 1
+    found = values(reference, prediction, spacing_mm=(1, 1, 1), tolerance_mm=1.0, surface="voxel")
+    back_mm = (54 + 36 * math.sqrt(2) + 8 * math.sqrt(3)) / 98
+    assert found["hausdorff"] == pytest.approx(math.sqrt(3))
+    assert found["masd"] == pytest.approx((1 + back_mm) / 2)
+    assert found["assd"] == pytest.approx((26 + 98 * back_mm) / 124)
+    assert found["nsd"] == pytest.approx((26 + 54) / (26 + 98))
+    assert found["hausdorff95"] == pytest.approx(
+        math.sqrt(3)
+    )  # 0.95·123 = 116.85: between the 117th and the 118th
+
+
+def test_hausdorff95_of_border_voxels_is_interpolated_over_both_directions():
+    """Rods of 2 and 9 voxels, 1 mm: distances 0, 0 and 0, 0, 1, … 7; the place 0.95·10 = 9.5 is between 6 and 7."""
+    found = values(rod(5, 7), rod(5, 14), spacing_mm=(1, 1, 1), surface="voxel")
+    assert found["hausdorff95"] == pytest.approx(6.5)
 
 
 def test_hausdorff95_forgives_what_hausdorff_does_not():
@@ -104,6 +152,7 @@ def test_two_dimensions():
     assert found["dice"] == pytest.approx(24 / 32)
     assert found["hausdorff"] == 1.0
     assert found["nsd"] == 1.0
+    assert math.isnan(found["volume_error"])  # an area has no volume
 
 
 @pytest.mark.parametrize("name", find_metrics())
@@ -132,13 +181,15 @@ def test_values_stay_in_the_declared_range(name):
         ("volumetric_similarity", None, 0, 0),
         ("voe", None, 1, 1),
         ("nsd", None, 0, 0),
+        ("volume_error", None, 2.16, -2.16),
+        ("masd", None, None, None),
         ("assd", None, None, None),
         ("hausdorff", None, None, None),
         ("hausdorff95", None, None, None),
     ],
 )
 def test_empty_masks(metric, both, reference, prediction, box):
-    """None: undefined. `reference`: it is the empty one. The box has 480 of 3840 voxels."""
+    """None: undefined. `reference`: it is the empty one. The box has 480 of 3840 voxels of 4.5 mm³."""
     none = np.zeros_like(box())
     expected = [math.nan if value is None else value for value in (both, reference, prediction)]
     found = [values(none, none), values(none, box()), values(box(), none)]
@@ -160,9 +211,9 @@ def test_declared_values_for_one_empty_mask_are_the_formula_or_its_zero_denomina
         assert declared is not BY_FORMULA
         if math.isnan(declared):
             with pytest.raises(ZeroDivisionError):
-                metric.compute(found["organ"])
+                metric.functions["surfel"](found["organ"])
         else:
-            assert metric.compute(found["organ"]) == declared
+            assert metric.functions["surfel"](found["organ"]) == declared
 
 
 def test_specificity_is_undefined_where_the_reference_fills_the_image():
@@ -180,16 +231,16 @@ def test_the_table_in_the_docs_says_what_the_files_declare():
     expected = {
         f"`{name}`": [
             f"`{name}`",
-            metric.formula,
+            metric.formulas["surfel"],
             metric.declared.unit,
             metric.declared.better,
             word(metric.declared.if_both_empty),
             word(metric.declared.if_reference_empty),
             word(metric.declared.if_prediction_empty),
         ]
-        for name, metric in find_metrics().items()
+        for name, metric in find_metrics(probabilities=True).items()
     }
-    assert {row[0].strip("`") for row in rows} >= {*FRACTIONS, *DISTANCES}
+    assert {row[0].strip("`") for row in rows} == set(find_metrics(probabilities=True))
     for row in rows:
         assert row == expected[row[0]], "write: | " + " | ".join(expected[row[0]]) + " |"
 
@@ -202,6 +253,7 @@ def test_the_table_in_the_docs_says_what_the_files_declare():
         ({"spacing_mm": (1, 1, math.nan)}, "spacing"),
         ({"tolerance_mm": -1}, "tolerance"),
         ({"tolerance_mm": math.nan}, "tolerance"),
+        ({"surface": "corner"}, "surface is 'corner'; expected one of surfel, voxel"),
         ({"prediction": np.zeros((4, 4, 5), np.uint8)}, "shape"),
         ({"prediction": np.zeros((4, 4, 4))}, "whole numbers"),
         ({"prediction": np.full((4, 4, 4), 2, np.uint8)}, "the prediction: holds the value 2"),

@@ -59,8 +59,31 @@ def test_real_labels_against_themselves_are_perfect_in_every_metric(shared, tmp_
     shutil.copytree(folder, tmp_path / "copy")
     table = evaluate_folder(folder, tmp_path / "copy").table
     means = table.groupby("metric")["value"].agg(["min", "max"])
-    for metric in ("voe", "assd", "hausdorff", "hausdorff95"):
+    for metric in ("voe", "volume_error", "assd", "hausdorff", "hausdorff95", "masd"):
         assert means.loc[metric].to_list() == [0, 0]
     for metric in ("dice", "iou", "nsd", "precision", "sensitivity", "specificity", "volumetric_similarity"):
         assert means.loc[metric].to_list() == [1, 1]
-    assert len(table) == 10 * 2 * 11
+    assert len(table) == 10 * 2 * 13
+
+
+def test_probabilities_of_real_cases_give_every_number_of_their_label_maps(shared, tmp_path):
+    """Eight tenths for the label of the moved map and the rest for the others: its argmax is that map."""
+    folder = shared / "data" / "Dataset904_Hippocampus" / "labelsTs"
+    moved(folder, tmp_path / "moved", axis=0)
+    (tmp_path / "saved").mkdir()
+    for file in (tmp_path / "moved").glob("*.nii.gz"):
+        labels = read_labels(file).voxels.transpose()
+        p = np.where(labels == np.arange(3).reshape(3, 1, 1, 1), 0.8, 0.1).astype(np.float32)
+        np.savez(tmp_path / "saved" / file.name.replace(".nii.gz", ".npz"), probabilities=p)
+    of_maps, of_probabilities = (
+        evaluate_folder(folder, tmp_path / name).table for name in ("moved", "saved")
+    )
+    calibration = of_probabilities["metric"].isin(["ece", "brier", "nll"])
+    assert calibration.sum() == 3 * 2 * 10
+    assert of_probabilities[~calibration].reset_index(drop=True).equals(of_maps)
+    for case, result in evaluate_folder(folder, tmp_path / "saved").results.items():
+        y = read_labels(folder / f"{case}.nii.gz").voxels == 1
+        right = (np.roll(y, 1, 0) == y).mean()
+        wrong = (~np.roll(y, 1, 0) & y).mean()
+        assert result["anterior"].values["brier"] < 0.04 + 0.81 * (1 - right) + 0.01
+        assert result["anterior"].values["brier"] >= 0.81 * wrong

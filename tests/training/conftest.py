@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +23,7 @@ os.environ["nnUNet_extTrainer"] = str(Path(__file__).resolve().parents[2] / "plu
 from samnn.geometry import Grid
 from samnn.io import Volume, write_volume
 
+NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 GRID = Grid((36, 40, 24), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
 
 
@@ -79,12 +82,29 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
 @pytest.fixture(scope="session")
 def nnunet(tmp_path_factory: pytest.TempPathFactory, command: Callable) -> SimpleNamespace:
     """The three folders, with datasets 501 (two classes) and 502 (regions and ignore label) preprocessed in 2D;
-    501 in 3D too."""
+    501 in 3D too. Planned once, however many processes share the tests; each has folders of its own."""
+    base = tmp_path_factory.getbasetemp()
+    prepared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "prepared"
+    with open(f"{prepared}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not prepared.exists():
+            _prepare(prepared.with_name("preparing"), command)
+            prepared.with_name("preparing").rename(prepared)
     root = tmp_path_factory.mktemp("nnunet")
-    folders = {name: root / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    for name, folder in folders.items():
-        folder.mkdir()
-        os.environ[name] = str(folder)
+    shutil.copytree(prepared, root, dirs_exist_ok=True)
+    folders = {name: root / name for name in NNUNET_FOLDERS}
+    os.environ |= {name: str(folder) for name, folder in folders.items()}
+    return SimpleNamespace(
+        raw=folders["nnUNet_raw"],
+        preprocessed=folders["nnUNet_preprocessed"],
+        results=folders["nnUNet_results"],
+    )
+
+
+def _prepare(root: Path, command: Callable) -> None:
+    folders = {name: root / name for name in NNUNET_FOLDERS}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
     raw = folders["nnUNet_raw"]
     write_raw(raw / "Dataset501_Tiny", {"background": 0, "ball": 1, "core": 2})
     write_raw(
@@ -93,25 +113,12 @@ def nnunet(tmp_path_factory: pytest.TempPathFactory, command: Callable) -> Simpl
         ignore=3,
         regions_class_order=[1, 2],
     )
-    plan = "nnUNetv2_plan_and_preprocess"
+    env = {name: str(folder) for name, folder in folders.items()} | {"nnUNet_n_proc_DA": "1"}
+    few = ("-np", 1, "-npfp", 1)
     command(
-        plan,
-        "-d",
-        501,
-        502,
-        "-c",
-        "2d",
-        "-np",
-        1,
-        "-npfp",
-        1,
-        "--verify_dataset_integrity",
-        nnUNet_n_proc_DA="1",
+        "nnUNetv2_plan_and_preprocess", "-d", 501, 502, "-c", "2d", *few, "--verify_dataset_integrity", **env
     )
-    command("nnUNetv2_preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1, nnUNet_n_proc_DA="1")
-    return SimpleNamespace(
-        raw=raw, preprocessed=folders["nnUNet_preprocessed"], results=folders["nnUNet_results"]
-    )
+    command("nnUNetv2_preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1, **env)
 
 
 @pytest.fixture

@@ -178,5 +178,5 @@ def test_evaluate_reads_the_results_folder(
 ) -> None:
     command("samnn", "evaluate", model(trained.results, ENET), "-o", tmp_path)
     lines = (tmp_path / "metrics.csv").read_text().splitlines()
-    assert lines[0] == "case,label,class,metric,value,unit"
-    assert len(lines) == 1 + 2 * 2 * 11  # cases, classes, metrics
+    assert lines[0] == "case,label,class,metric,value,unit,surface"
+    assert len(lines) == 1 + 2 * 2 * 13  # cases, classes, metrics
