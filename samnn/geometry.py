@@ -78,4 +78,5 @@ class Grid:
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{value:.9g}" for value in values) + ")"
+    # plus zero: no -0
+    return "(" + ", ".join(f"{value + 0.0:.9g}" for value in values) + ")"
