@@ -79,15 +79,17 @@ def refuse_overlap(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def new_dataset(target: Path, *, overwrite: bool = False) -> Iterator[RawDataset]:
+def new_dataset(target: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[RawDataset]:
     """Yield a dataset to fill; it appears at `target` when the block ends without error, whole or not at all.
+
+    With `resume`, the dataset yielded holds what an earlier block has put into it before an error or a kill.
 
     Raises:
         SamnnError: another process is writing a dataset of this number, or as `dataset_folder`.
     """
     with only_writer(target.with_name(_number(target))):
         _refuse_taken_id(target)
-        with whole_folder(target, overwrite=overwrite) as folder:
+        with whole_folder(target, overwrite=overwrite, resume=resume) as folder:
             yield RawDataset(folder)
 
 
@@ -135,7 +137,12 @@ class RawDataset:
         write_like(self._path("labels", case, test), labels.astype(np.uint8), like=like)
 
     def finish(
-        self, *, channel_names: Sequence[str], labels: Mapping[str, int], conversion: Mapping[str, Any]
+        self,
+        *,
+        channel_names: Sequence[str],
+        labels: Mapping[str, Any],
+        conversion: Mapping[str, Any],
+        regions_class_order: Sequence[int] = (),
     ) -> None:
         """Write dataset.json, and conversion.json: where everything came from and what was decided."""
         n_training = len(list((self.folder / "labelsTr").glob(f"*{self.file_ending}")))
@@ -145,6 +152,8 @@ class RawDataset:
             "numTraining": n_training,
             "file_ending": self.file_ending,
         }
+        if regions_class_order:
+            description["regions_class_order"] = list(regions_class_order)
         write_json(self.folder / "conversion.json", conversion)
         write_json(self.folder / "dataset.json", description)
 

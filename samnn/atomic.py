@@ -51,11 +51,12 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(target: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `target` to fill; rename it onto `target` when the block ends without error.
 
     An existing `target` is replaced only with `overwrite`, and only once the new folder is whole. What a killed
-    process left behind is cleared first; if it died while replacing, the old folder is put back.
+    process left behind is cleared first; if it died while replacing, the old folder is put back. With `resume`, what
+    a block has put into the new folder before an error or a kill is there again the next time.
 
     Raises:
         SamnnError: `target` exists and `overwrite` is not set or it is no folder, another process is writing it,
@@ -71,9 +72,10 @@ def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _put_back(old, target)
             _refuse_other_than_folder(target)
             _remove(old)
-            _remove(part)
+            if not resume:
+                _remove(part)
             _refuse_existing(target, overwrite)
-            part.mkdir()
+            part.mkdir(exist_ok=resume)
             yield part
             for file in part.rglob("*"):
                 if file.is_file():
@@ -86,8 +88,8 @@ def whole_folder(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
             _remove(old)
         except BaseException as error:
             with suppress(OSError):
-                _remove(part)
                 _put_back(old, target)
+                part.rmdir() if resume else _remove(part)
             if isinstance(error, OSError):
                 raise _unwritable(target, error) from error
             raise

@@ -24,6 +24,15 @@ class Grid:
     def n_dims(self) -> int:
         return len(self.shape)
 
+    @property
+    def affine(self) -> np.ndarray:
+        """The matrix from voxel indices to world positions in mm, with n + 1 rows and columns."""
+        n = self.n_dims
+        affine = np.eye(n + 1)
+        affine[:n, :n] = np.reshape(self.direction, (n, n)) * np.asarray(self.spacing_mm)
+        affine[:n, n] = self.origin_mm
+        return affine
+
     def differences(self, other: Grid, *, tolerance_mm: float = 1e-2) -> list[str]:
         """Say in words how `other` differs; an empty list means the same grid.
 
@@ -65,9 +74,9 @@ class Grid:
         ends = np.stack(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij"), -1).reshape(
             -1, n
         )
-        matrix = np.asarray(self.direction).reshape(n, n) * np.asarray(self.spacing_mm)
-        return np.asarray(self.origin_mm) + ends @ matrix.T
+        return ends @ self.affine[:n, :n].T + self.affine[:n, n]
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return "(" + ", ".join(f"{value:.9g}" for value in values) + ")"
+    # plus zero: no -0
+    return "(" + ", ".join(f"{value + 0.0:.9g}" for value in values) + ")"

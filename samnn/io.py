@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import math
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import SimpleITK
-from nibabel.filebasedimages import ImageFileError
-from nibabel.nifti1 import Nifti1Pair
-from nibabel.spatialimages import HeaderDataError
 
 from samnn.atomic import whole_file
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
+from samnn.nifti import (
+    check_header,
+    is_nifti,
+    last_line,
+    load_nifti,
+    nifti2_grid_and_type,
+    read_voxels,
+    refuse_incomplete,
+    refuse_shear,
+    unreadable,
+    voxel_blocks,
+    write_nifti,
+)
+from samnn.nrrd import read_gzip_voxels
 
 
 @dataclass(frozen=True)
@@ -30,49 +38,94 @@ class Volume:
     grid: Grid
 
 
-def read_grid(path: Path) -> Grid:
+@dataclass(frozen=True)
+class Header:
+    """What a file says before its voxels are read: the grid, and their type once read (slope applied)."""
+
+    grid: Grid
+    dtype: np.dtype
+
+
+def read_header(path: Path) -> Header:
     """Read the header only.
 
     Raises:
-        SamnnError: the file is missing, unreadable, ambiguous, or its geometry is not finite.
+        SamnnError: the file is missing, unreadable, ambiguous, its geometry is not finite or sheared, or its voxels
+            are not single real numbers.
     """
     _refuse_misleading(path)
+    nifti = load_nifti(path) if is_nifti(path) else None
+    if isinstance(nifti, nibabel.Nifti2Image):
+        grid, dtype = nifti2_grid_and_type(path, nifti)
+        if dtype not in _NUMPY_TYPES.values():
+            raise _not_scalar(path, str(dtype))
+        return Header(grid, dtype)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise _unreadable(path, error) from error
-    return _grid(path, reader)
+        raise unreadable(path, error) from error
+    is_bmp = path.suffix.lower() == ".bmp"  # 8 bits; ITK says colours even where it is grey
+    return Header(_grid(path, reader), np.dtype(np.uint8) if is_bmp else _scalar_type(path, reader))
+
+
+def read_grid(path: Path) -> Grid:
+    """The grid of `read_header`."""
+    return read_header(path).grid
 
 
 def read_volume(path: Path) -> Volume:
     """Read a scalar volume with its voxels as stored (slope and intercept applied).
 
+    NIfTI voxels are read here, decompressed once: SimpleITK fills a shortened file up with zeros, and reads NaN as
+    zeros, without a word.
+
     Raises:
-        SamnnError: as `read_grid`, or the voxel data is truncated, corrupt, not scalar, complex, NaN or infinite.
+        SamnnError: as `read_header`, or the voxel data is truncated, corrupt, NaN or infinite.
     """
-    _refuse_misleading(path)
-    _refuse_incomplete(path)
+    header = read_header(path)
+    voxels = None
+    if is_nifti(path):
+        voxels = read_voxels(path, header.grid.shape, header.dtype)
+    elif path.suffix == ".nrrd":
+        voxels = read_gzip_voxels(path, header.grid.shape, header.dtype)
+    if voxels is None:
+        try:
+            image = SimpleITK.ReadImage(str(path))
+        except RuntimeError as error:
+            raise unreadable(path, error) from error
+        if path.suffix.lower() == ".bmp":
+            image = _grey(image)
+        if image.GetNumberOfComponentsPerPixel() != 1:
+            raise _not_scalar(path, f"{image.GetNumberOfComponentsPerPixel()} values per voxel")
+        voxels = SimpleITK.GetArrayFromImage(image).transpose()
+    if np.issubdtype(voxels.dtype, np.floating) and not np.isfinite(voxels).all():
+        raise SamnnError(f"{path}: holds NaN or infinite voxels. Export it again, or give them a value.")
+    return Volume(voxels, header.grid)
+
+
+def read_slice(path: Path) -> np.ndarray:
+    """The voxels of a single DICOM slice as (columns, rows), rescale slope and intercept applied.
+
+    Raises:
+        SamnnError: it cannot be read, or is not one slice of real numbers.
+    """
+    _refuse_other_bytes(path)
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("GDCMImageIO")
     try:
-        image = SimpleITK.ReadImage(str(path))
+        reader.ReadImageInformation()
+        _scalar_type(path, reader)
+        voxels = SimpleITK.GetArrayFromImage(reader.Execute()).transpose()
     except RuntimeError as error:
-        raise _unreadable(path, error) from error
-    if path.suffix.lower() == ".bmp":
-        image = _grey(image)
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise SamnnError(
-            f"{path}: has {image.GetNumberOfComponentsPerPixel()} values per voxel; expected one."
-        )
-    voxels = SimpleITK.GetArrayFromImage(image).transpose()
-    if np.iscomplexobj(voxels):
-        raise SamnnError(
-            f"{path}: holds complex numbers; expected real ones. Export its magnitude or real part."
-        )
-    if np.issubdtype(voxels.dtype, np.floating):
-        # SimpleITK reads the NaN voxels of a NIfTI file as zeros in silence
-        _refuse_not_finite(path, np.asarray(_nifti(path).dataobj) if _is_nifti(path) else voxels)
-    return Volume(voxels, _grid(path, image))
+        raise unreadable(path, error) from error
+    if voxels.ndim != 3 or voxels.shape[2] != 1:
+        raise SamnnError(f"{path}: holds {voxels.shape} voxels; expected one slice.")
+    if not np.isfinite(voxels).all():
+        raise SamnnError(f"{path}: holds NaN or infinite voxels after its rescale slope. Export it again.")
+    return voxels[:, :, 0]
 
 
 def read_labels(path: Path) -> Volume:
@@ -81,7 +134,7 @@ def read_labels(path: Path) -> Volume:
     Raises:
         SamnnError: as `read_volume`, or a voxel is not a whole number of at most 32 bits.
     """
-    volume = _read_unscaled(path) or read_volume(path)
+    volume = read_volume(path)
     voxels = volume.voxels
     if np.issubdtype(voxels.dtype, np.integer):
         return volume
@@ -95,53 +148,55 @@ def read_labels(path: Path) -> Volume:
     return Volume(whole, volume.grid)
 
 
-def _read_unscaled(path: Path) -> Volume | None:
-    """Read a NIfTI file whose voxels are plain numbers, inflating it once; None: SimpleITK must interpret it.
+def label_values(path: Path) -> set[int]:
+    """The values that occur in a label map. A NIfTI file of small integers is read in blocks and never held whole.
 
-    SimpleITK does not notice a damaged file, so that `read_volume` has to inflate it a second time.
+    Raises:
+        SamnnError: as `read_labels`.
     """
-    _refuse_misleading(path)
-    if not _is_nifti(path):
-        return None
-    proxy = _nifti(path).dataobj
-    if proxy.dtype.kind not in "iuf" or (proxy.slope, proxy.inter) != (1, 0):
-        return None
-    try:
-        content = np.empty(proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize, np.uint8)
-    except (MemoryError, ValueError):  # most likely the shape is wrong, which `read_volume` says
-        return None
-    size = 0
-    try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as file:
-            while block := file.read(1 << 20):  # to the end: that compares the checksum
-                content[size : size + len(block)] = np.frombuffer(block, np.uint8)[: len(content) - size]
-                size = min(size + len(block), len(content))
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
-    _refuse_missing(path, len(content) - size)
-    grid = read_grid(path)
-    if grid.shape != proxy.shape:  # axes of one voxel, which SimpleITK leaves out
-        return None
-    voxels = content[proxy.offset :].view(proxy.dtype).reshape(proxy.shape, order="F")
-    if voxels.dtype.kind == "f":
-        _refuse_not_finite(path, voxels)
-    return Volume(voxels, grid)
+    header = read_header(path)
+    if not is_nifti(path) or not np.issubdtype(header.dtype, np.integer):
+        return _values(read_labels(path).voxels.ravel(order="K"))
+    stored, values = load_nifti(path).get_data_dtype(), set()
+    for block in voxel_blocks(path):
+        values |= _values(np.frombuffer(block, stored))
+    return values
+
+
+def _values(voxels: np.ndarray) -> set[int]:
+    """The values in a row of integers. Label maps are mostly zeros: those are left out eight bytes at a time."""
+    per_word = 8 // voxels.itemsize
+    whole = len(voxels) // per_word * per_word
+    words = np.ascontiguousarray(voxels[:whole]).view(np.uint64)
+    filled = words[words != 0]
+    values = set(np.unique(filled.view(voxels.dtype)).tolist()) | set(np.unique(voxels[whole:]).tolist())
+    return values | {0} if len(filled) < len(words) else values
 
 
 def write_volume(path: Path, volume: Volume) -> None:
     """Write `volume`, whole or not at all; the format follows the ending of `path`.
 
     Raises:
-        SamnnError: the target cannot be written.
+        SamnnError: the target cannot be written, or its format has no such voxels.
     """
     _refuse_other_bytes(path)
+    grid = volume.grid
+    if is_nifti(path) and grid.n_dims == 3:
+        affine = np.diag([-1.0, -1, 1, 1]) @ grid.affine  # NIfTI's world axes are RAS
+        header = nibabel.Nifti1Header()
+        header.set_data_shape(grid.shape)
+        header.set_xyzt_units("mm")
+        header.set_qform(affine, code="scanner")
+        header.set_sform(affine, code="scanner")
+        write_nifti(path, volume.voxels, header)
+        return
     image = _image(volume)
     with whole_file(path) as part:
         try:
             SimpleITK.WriteImage(image, str(part), useCompression=True)
         except RuntimeError as error:
-            raise OSError(_last_line(error)) from error
-        _refuse_incomplete(part)  # on a full disk SimpleITK writes half a NIfTI file without a word
+            raise OSError(last_line(error)) from error
+        refuse_incomplete(part)  # on a full disk SimpleITK writes half a NIfTI file without a word
 
 
 def resample_labels(volume: Volume, grid: Grid) -> Volume:
@@ -167,30 +222,31 @@ def write_like(path: Path, voxels: np.ndarray, *, like: Path) -> None:
     Raises:
         SamnnError: the target cannot be written, or the shapes differ.
     """
-    template = _nifti(like)
+    template = load_nifti(like)
     ones = (1,) * (len(template.shape) - voxels.ndim)
     if voxels.shape + ones != template.shape:
         raise SamnnError(f"{path}: shape {voxels.shape} does not fit the header of {like}, {template.shape}.")
-    header = template.header.copy()
-    header.set_data_dtype(voxels.dtype)
-    with whole_file(path) as part:
-        nibabel.save(type(template)(voxels.reshape(template.shape), template.affine, header), part)
+    write_nifti(path, voxels, template.header.copy())
 
 
 def stores_integers(path: Path) -> bool:
     """Whether the voxels of a file are whole numbers by their type, with no slope that makes them others."""
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        raise _unreadable(path, error) from error
-    return reader.GetPixelID() in _INTEGER_TYPES
+    return np.issubdtype(read_header(path).dtype, np.integer)
 
 
-_INTEGER_TYPES = {
-    getattr(SimpleITK, f"sitk{sign}Int{bits}") for sign in ("", "U") for bits in (8, 16, 32, 64)
+_NUMPY_TYPES = {
+    getattr(SimpleITK, f"sitk{name}"): np.dtype(name.lower())
+    for name in (
+        *(f"{sign}Int{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)),
+        "Float32",
+        "Float64",
+    )
 }
+
+
+_NOT_NOTICED = "ITK does not notice when a file of this format is cut short"
+_NO_SIDES = "is Analyze or a NIfTI pair, in which left and right are not sure"
+_UNSAFE_ENDINGS = {".vtk": _NOT_NOTICED, ".gipl": _NOT_NOTICED, ".hdr": _NO_SIDES, ".img": _NO_SIDES}
 
 
 def _refuse_misleading(path: Path) -> None:
@@ -210,21 +266,12 @@ def _refuse_misleading(path: Path) -> None:
             f"{path}: {path.with_suffix('').name} lies beside it and would be read in its place. "
             "Move one of the two away."
         )
-    if not _is_nifti(path):
-        return
-    if path.name.endswith(".gz") and _is_bare_nifti(path):
-        raise SamnnError(f"{path}: is not compressed. Compress it with gzip, or rename it to {path.stem}.")
-    header = _nifti(path).header
-    geometry = [*header["pixdim"][1 : 1 + len(header.get_data_shape())]]
-    if header["sform_code"] > 0:
-        geometry += [*header["srow_x"], *header["srow_y"], *header["srow_z"]]
-    if header["qform_code"] > 0:
-        geometry += [header[f"quatern_{part}"] for part in "bcd"]
-        geometry += [header[f"qoffset_{axis}"] for axis in "xyz"]
-    if not np.isfinite(geometry).all():
+    if path.suffix in _UNSAFE_ENDINGS:
         raise SamnnError(
-            f"{path}: its affine or spacing holds NaN or infinity. Its header is damaged; export it again."
+            f"{path}: {_UNSAFE_ENDINGS[path.suffix]}. Convert it to .nii.gz or .nrrd and look at it."
         )
+    if is_nifti(path):
+        check_header(path)
 
 
 def _refuse_other_bytes(path: Path) -> None:
@@ -236,54 +283,20 @@ def _refuse_other_bytes(path: Path) -> None:
         raise SamnnError(f"{name}: its name is not UTF-8. Rename it.") from error
 
 
-def _refuse_incomplete(path: Path) -> None:
-    """Refuse a NIfTI file that ends early or fails its checksum: SimpleITK fills it up with zeros in silence."""
-    if not _is_nifti(path):
-        return
-    voxels = _nifti(path).dataobj
-    try:
-        stored_bytes = _inflated_size(path) if path.name.endswith(".gz") else path.stat().st_size
-    except (OSError, EOFError, zlib.error) as error:
-        raise _unreadable(path, error) from error
-    _refuse_missing(path, voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize - stored_bytes)
+def _scalar_type(path: Path, reader: SimpleITK.ImageFileReader) -> np.dtype:
+    """The type of the voxels, refused where a voxel is not one real number."""
+    if reader.GetNumberOfComponents() != 1:
+        raise _not_scalar(path, f"{reader.GetNumberOfComponents()} values per voxel")
+    if reader.GetPixelID() not in _NUMPY_TYPES:
+        raise _not_scalar(path, SimpleITK.GetPixelIDValueAsString(reader.GetPixelID()))
+    return _NUMPY_TYPES[reader.GetPixelID()]
 
 
-def _refuse_missing(path: Path, missing_bytes: int) -> None:
-    if missing_bytes > 0:
-        raise SamnnError(f"{path}: is cut short, {missing_bytes} bytes of voxels are missing. Copy it again.")
-
-
-def _refuse_not_finite(path: Path, voxels: np.ndarray) -> None:
-    if not np.isfinite(voxels).all():
-        raise SamnnError(f"{path}: holds NaN or infinite voxels. Export it again, or give them a value.")
-
-
-def _is_nifti(path: Path) -> bool:
-    return path.name.endswith((".nii", ".nii.gz"))
-
-
-def _is_bare_nifti(path: Path) -> bool:
-    """Whether a file starts with the header of NIfTI-1 or -2, uncompressed."""
-    with open(path, "rb") as file:
-        start = file.read(348)
-    return start[344:347] == b"n+1" or start[4:7] == b"n+2"
-
-
-def _nifti(path: Path) -> Nifti1Pair:
-    """The header, and where the voxels lie in the file; they are not read."""
-    try:
-        return nibabel.load(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _inflated_size(path: Path) -> int:
-    """Size of the content of a gzip file; reading it to its end also compares the checksum."""
-    size = 0
-    with gzip.open(path) as content:
-        while block := content.read(1 << 22):
-            size += len(block)
-    return size
+def _not_scalar(path: Path, found: str) -> SamnnError:
+    return SamnnError(
+        f"{path}: has {found}; expected one real number per voxel. Export one channel of a colour image, "
+        "the magnitude or real part of complex numbers."
+    )
 
 
 def _grey(image: SimpleITK.Image) -> SimpleITK.Image:
@@ -314,6 +327,7 @@ def _grid(path: Path, header: SimpleITK.Image | SimpleITK.ImageFileReader) -> Gr
             f"{path}: spacing {spacing}, origin {origin} or direction is not finite and positive. "
             "Its header is damaged; export it again from the source."
         )
+    refuse_shear(path, np.reshape(direction, (len(spacing), len(spacing))))
     return Grid(header.GetSize(), spacing, origin, direction)
 
 
@@ -329,13 +343,3 @@ def _spacing_beside(path: Path) -> tuple[float, ...] | None:
             f'{beside}: cannot be read as the spacing of {path.name} ({error}). nnU-Net writes {{"spacing": [z, y, x]}}.'
         ) from error
     return x_mm, y_mm, z_mm
-
-
-def _unreadable(path: Path, error: Exception) -> SamnnError:
-    return SamnnError(
-        f"{path}: cannot be read as an image ({_last_line(error)}). Is it damaged or cut short?"
-    )
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

@@ -73,7 +73,7 @@ def test_a_flipped_bit_fails_the_checksum(ct, read):
     content = bytearray(ct.read_bytes())
     content[-6] ^= 1
     ct.write_bytes(content)
-    with pytest.raises(SamnnError, match="CRC"):
+    with pytest.raises(SamnnError, match=r"CRC|cannot be read as an image"):
         read(ct)
 
 

@@ -1,0 +1,154 @@
+"""Writing a dataset of pairs: what a stopped run has done is kept, and all appears at once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from samnn import __version__
+from samnn.atomic import write_json
+from samnn.errors import Problems
+from samnn.workers import each_case
+
+from . import _layout, _splits
+from ._label_names import LabelNames
+from ._pair_work import Plan, write
+
+RECORDS = ".cases"  # in the folder being written: a file for each case that is done
+
+
+@dataclass
+class Dataset:
+    """All that is written."""
+
+    plans: Sequence[Plan]
+    names: LabelNames
+    channel_names: Sequence[str]
+    splits: _splits.Splits | None
+    refused: dict[str, list[str]]  # problems by case; those found while writing are added
+    link: bool
+
+    def write(self, target: Path, *, workers: int, overwrite: bool, skip_refused: bool) -> dict[str, Any]:
+        """Write every case that an earlier run has not, then what describes them; return the entries by case.
+
+        Raises:
+            Problems: cases were refused while writing. The others are kept for the next run.
+        """
+        with _layout.new_dataset(target, overwrite=overwrite, resume=True) as dataset:
+            records = dataset.folder / RECORDS
+            records.mkdir(exist_ok=True)
+            asked = {plan.name: self._asked(plan) for plan in self.plans}
+            entries = {name: entry for name in asked if (entry := _kept(dataset.folder, name, asked[name]))}
+            waiting = [plan for plan in self.plans if plan.name not in entries]
+            failed: dict[str, list[str]] = {}
+            arguments = (dataset.folder, self.names, self.link)
+            for name, entry in each("Writing", _write, waiting, *arguments, workers=workers, refused=failed):
+                write_json(records / f"{name}.json", {"asked": asked[name], "entry": entry})
+                entries[name] = entry
+            self.refused |= failed
+            if not entries:  # nothing to keep for the next run
+                for path in dataset.folder.iterdir():
+                    shutil.rmtree(path)
+            if failed and not (skip_refused and any("mask" in entry for entry in entries.values())):
+                raise Problems(
+                    f"{target} was not written: {len(failed)} of {len(self.plans)} cases refused. The "
+                    f"{len(entries)} others are kept for the next run. Mend these, or add --skip-refused:",
+                    flat(failed),
+                )
+            _remove_strangers(dataset.folder, entries)
+            self._describe(dataset, entries)
+            shutil.rmtree(records)
+        if self.splits is not None:
+            _splits.write_preprocessed(target, self.splits)
+        return entries
+
+    def _asked(self, plan: Plan) -> dict[str, Any]:
+        """What a case is made of: it is kept from an earlier run where all of this is the same."""
+        states = [(str(path), path.stat()) for path in plan.sources]
+        return {
+            "sources": [[path, state.st_size, state.st_mtime_ns] for path, state in states],
+            "images": [[channel.rewritten, channel.volume] for channel in plan.channels],
+            "mask": [plan.mask_rewritten, plan.changes],
+            "values": [[old, new] for old, new in self.names.new_values.items()],
+            "link": self.link,
+            "samnn_version": __version__,
+        }
+
+    def _describe(self, dataset: _layout.RawDataset, entries: dict[str, Any]) -> None:
+        if self.splits is not None:
+            self.splits = [
+                {part: [case for case in fold[part] if case in entries] for part in fold}
+                for fold in self.splits
+            ]
+            write_json(dataset.folder / _splits.FILE_NAME, self.splits)
+        dataset.finish(
+            channel_names=self.channel_names,
+            **self.names.description(),
+            conversion={
+                "converter": "pairs",
+                "samnn_version": __version__,
+                "values_renumbered": {str(old): new for old, new in self.names.changed.items()},
+                "refused": self.refused,
+                "cases": {name: entries[name] for name in sorted(entries)},
+            },
+        )
+
+
+def each(
+    title: str,
+    function: Callable[..., Any],
+    cases: Sequence[Any],
+    *arguments: Any,
+    workers: int,
+    refused: dict[str, list[str]],
+) -> Iterator[Any]:
+    """The results of `function` of each case, as they finish; what is refused goes to `refused`."""
+    console = Console(stderr=True)
+
+    def tell(news: str) -> None:
+        console.print(news, style="yellow", markup=False, highlight=False)
+
+    with closing(each_case(function, cases, *arguments, workers=workers, tell=tell)) as finished:
+        for case, result, problem in track(finished, title, len(cases), console=console, transient=True):
+            if problem is None:
+                yield result
+            else:
+                lines = problem.splitlines()
+                refused[case.name] = [line.removeprefix("  - ") for line in lines[1:] or lines]
+
+
+def flat(refused: dict[str, list[str]]) -> list[str]:
+    return [problem for name in sorted(refused) for problem in refused[name]]
+
+
+def _write(plan: Plan, folder: Path, names: LabelNames, link: bool) -> tuple[str, dict[str, Any]]:
+    return plan.name, write(plan, folder, names, link)
+
+
+def _kept(folder: Path, name: str, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The entry of a case that an earlier run has done in the same way, its files still whole."""
+    try:
+        record = json.loads((folder / RECORDS / f"{name}.json").read_text(encoding="utf-8"))
+        sizes = {path: (folder / path).stat().st_size for path in record["entry"]["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record["entry"] if record["asked"] == asked and sizes == record["entry"]["files"] else None
+
+
+def _remove_strangers(folder: Path, entries: dict[str, Any]) -> None:
+    """Remove what earlier runs with other cases, killed ones too, have left."""
+    ours = {folder / path for entry in entries.values() for path in entry["files"]}
+    for path in folder.rglob("*"):
+        if path.is_file() and path not in ours and path.parent.name != RECORDS:
+            path.unlink()
+    for path in folder.iterdir():
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -1,0 +1,201 @@
+"""Folders of DICOM files: one series is taken, and only a regular stack is a volume."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pair_sources import GRID, convert, dicom_header, image, mask, save, save_rtstruct, save_series
+from small_thorax import files
+from test_pairs import assert_same
+
+from samnn.dataset_conversion._dicom import find_series, read_series
+from samnn.errors import SamnnError
+from samnn.geometry import Grid
+from samnn.io import Volume
+
+UPRIGHT = Grid((20, 16, 12), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+
+
+def edit(path: Path, **tags: object) -> None:
+    header = pydicom.dcmread(path)
+    for name, value in tags.items():
+        setattr(header, name, value)
+    header.save_as(path)
+
+
+def test_rtstruct_dose_and_text_beside_the_series_are_ignored_and_named(tmp_path, capsys):
+    folder = tmp_path / "images/a"
+    save_series(folder, image())
+    save_rtstruct(folder / "rs.dcm")
+    dose = dicom_header(folder / "rd.dcm", "RTDOSE", pydicom.uid.RTDoseStorage, "1.2.9")
+    dose.ImagePositionPatient = [0, 0, 0]
+    dose.save_as(folder / "rd.dcm", enforce_file_format=True)
+    (folder / "notes.txt").write_text("hello")
+    save(tmp_path / "masks/a.nii.gz", mask())
+    dataset = convert(tmp_path, tmp_path / "raw")
+    assert_same(dataset / "imagesTr/a_0000.nii.gz", image())
+    said = " ".join(capsys.readouterr().out.split())
+    ignored = json.loads((dataset / "conversion.json").read_text())["cases"]["a"]["ignored"]
+    assert ignored == [
+        "1 RTDOSE files without image slices",
+        "1 RTSTRUCT files without image slices",
+        "1 files that are not DICOM images",
+    ]
+    assert "RTSTRUCT" in said
+
+
+def test_the_series_with_most_slices_is_taken_and_another_on_request(tmp_path):
+    short = Volume(image(seed=1).voxels[:, :, :3], replace(GRID, shape=(7, 6, 3)))
+    long_uid = save_series(tmp_path / "a", image())
+    short_uid = save_series(tmp_path / "a/other", short, description="thin")
+    assert find_series(tmp_path / "a").uid == long_uid
+    for wanted in (short_uid, "thin"):
+        series = find_series(tmp_path / "a", [wanted])
+        assert series.uid == short_uid and long_uid in series.ignored[0]
+        np.testing.assert_array_equal(read_series(series).voxels, short.voxels)
+
+
+def test_equal_series_ask_for_a_choice(tmp_path):
+    uids = [save_series(tmp_path / "a" / str(number), image(seed=number)) for number in range(2)]
+    with pytest.raises(SamnnError, match="--series UID") as refusal:
+        find_series(tmp_path / "a")
+    assert all(uid in str(refusal.value) for uid in uids)
+
+
+def test_rescale_is_honoured_even_where_it_differs_from_slice_to_slice(tmp_path):
+    volume = Volume(np.abs(image(UPRIGHT).voxels) // 4 * 4, UPRIGHT)
+    save_series(tmp_path / "a", volume, slope=2, intercept=-100)
+    first = find_series(tmp_path / "a").slices[0].path
+    stored = pydicom.dcmread(first).pixel_array
+    edit(first, RescaleSlope=0.5, RescaleIntercept=10.25)
+    voxels = read_series(find_series(tmp_path / "a")).voxels
+    np.testing.assert_array_equal(voxels[:, :, 1:], volume.voxels[:, :, 1:])
+    np.testing.assert_array_equal(voxels[:, :, 0], stored.T * 0.5 + 10.25)
+
+
+def test_a_tilted_gantry_is_refused_with_its_angle(tmp_path):
+    save_series(tmp_path / "a", image(UPRIGHT), sideways_mm=2 * np.tan(np.radians(15)))
+    assert "gantry tilt of 15 degrees" in find_series(tmp_path / "a").irregularity
+
+
+def test_a_missing_slice_is_refused_with_the_distances(tmp_path):
+    save_series(tmp_path / "a", image(UPRIGHT))
+    find_series(tmp_path / "a").slices[4].path.unlink()
+    assert "2 to 4 mm apart" in find_series(tmp_path / "a").irregularity
+
+
+def test_slices_rounded_to_hundredths_of_a_mm_are_even(tmp_path):
+    save_series(tmp_path / "a", image(UPRIGHT), heights_mm=[round(number * 2 / 3, 2) for number in range(12)])
+    assert find_series(tmp_path / "a").is_regular
+
+
+def ramp(x_mm: np.ndarray, y_mm: np.ndarray, z_mm: np.ndarray) -> np.ndarray:
+    """A world that linear interpolation reproduces exactly."""
+    return 10 * x_mm + 100 * y_mm + 20 * z_mm
+
+
+def test_a_tilted_and_uneven_series_is_resampled_to_where_its_voxels_lie(tmp_path):
+    """Each voxel inside the slices has, on the upright grid, the value the world has at its place."""
+    heights_mm = [0.0, 2, 4, 6, 8, 11, 12, 14, 16, 18, 20, 22]
+    x, y = np.meshgrid(np.arange(20.0), np.arange(16.0), indexing="ij")
+    slices = [ramp(x + 0.5 * number, y, height) for number, height in enumerate(heights_mm)]
+    save_series(
+        tmp_path / "images/a",
+        Volume(np.stack(slices, axis=-1), UPRIGHT),
+        intercept=0,
+        sideways_mm=0.5,
+        heights_mm=heights_mm,
+    )
+    series = find_series(tmp_path / "images/a")
+    grid = series.grid
+    assert grid.shape == (20 + 6, 16, 12) and grid.spacing_mm == (1, 1, 2)
+    voxels = read_series(series).voxels
+    for index in [(6, 3, 4), (10, 8, 5), (12, 15, 11), (18, 0, 7)]:
+        place_mm = (grid.affine @ [*index, 1])[:3]
+        assert voxels[index] == pytest.approx(ramp(*place_mm), abs=0.51), index
+    save(tmp_path / "masks/a.nii.gz", Volume(np.ones(grid.shape, np.uint8), grid))
+    with pytest.raises(SamnnError, match="Add --resample"):
+        convert(tmp_path, tmp_path / "raw")
+    dataset = convert(tmp_path, tmp_path / "raw", resample=True)
+    changes = json.loads((dataset / "conversion.json").read_text())["cases"]["a"]["changes"]
+    assert "gantry tilt" in changes[0] and "1 to 3 mm apart" in changes[0]
+
+
+def same_slice_twice(folder: Path, names: list[Path]) -> str:
+    edit(
+        names[0],
+        SOPInstanceUID="1.2.3.4",
+        ImagePositionPatient=pydicom.dcmread(names[1]).ImagePositionPatient,
+    )
+    return "lie at the same place"
+
+
+def another_orientation(folder: Path, names: list[Path]) -> str:
+    edit(names[2], ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    return "are not parallel"
+
+
+def another_spacing(folder: Path, names: list[Path]) -> str:
+    edit(names[2], PixelSpacing=[1, 1])
+    return "differ in size or spacing"
+
+
+def one_slice(folder: Path, names: list[Path]) -> str:
+    for path in names[1:]:
+        path.unlink()
+    return "has a single slice"
+
+
+def multi_frame(folder: Path, names: list[Path]) -> str:
+    edit(names[0], NumberOfFrames=3)
+    return "is a multi-frame file of 3 slices"
+
+
+def colour(folder: Path, names: list[Path]) -> str:
+    edit(names[0], SamplesPerPixel=3)
+    return "is a colour image"
+
+
+def no_position(folder: Path, names: list[Path]) -> str:
+    edit(names[0], ImagePositionPatient=[1, 2])
+    return "is damaged"
+
+
+def cut_voxels(folder: Path, names: list[Path]) -> str:
+    names[0].write_bytes(names[0].read_bytes()[:-40])
+    return names[0].name
+
+
+def only_a_structure_set(folder: Path, names: list[Path]) -> str:
+    for path in names:
+        path.unlink()
+    save_rtstruct(folder / "rs.dcm")
+    return "holds no DICOM image slices (only 1 RTSTRUCT"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [same_slice_twice, another_orientation, another_spacing, one_slice, multi_frame, colour, no_position, cut_voxels,
+     only_a_structure_set],
+    ids=lambda damage: damage.__name__,
+)  # fmt: skip
+def test_a_damaged_series_is_refused_by_name_and_nothing_is_written(tmp_path, damage):
+    save_series(tmp_path / "images/a", image())
+    save(tmp_path / "masks/a.nii.gz", mask())
+    expected = damage(tmp_path / "images/a", sorted((tmp_path / "images/a").iterdir()))
+    before = files(tmp_path)
+    with pytest.raises(SamnnError) as refusal:
+        convert(tmp_path, tmp_path / "raw")
+    assert expected in str(refusal.value)
+    assert files(tmp_path) == before
+
+
+def test_a_link_that_leads_in_a_circle_ends_the_search(tmp_path):
+    save_series(tmp_path / "a", image())
+    (tmp_path / "a/again").symlink_to(tmp_path / "a")
+    assert len(find_series(tmp_path / "a").slices) == 5
