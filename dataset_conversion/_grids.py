@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import affine_transform
 
 from samnn.geometry import Grid
 
@@ -76,15 +75,3 @@ def fit(image: Grid, labels: Grid) -> Fit:
     turned = turn.of_grid(labels)
     is_exact = turn.is_none and not image.differences(turned, tolerance_mm=NO_NOISE_MM)
     return Fit(turn, image.differences(turned), is_exact)
-
-
-def nearest(labels: np.ndarray, grid: Grid, *, onto: Grid) -> np.ndarray:
-    """Resample labels on `grid` onto another grid by nearest neighbour; what lies outside of them is 0.
-
-    Returns:
-        An array of `onto.shape` and the type of `labels`.
-    """
-    matrix = np.linalg.inv(grid.affine) @ onto.affine  # from voxels of the result to voxels of the labels
-    return affine_transform(
-        labels, matrix[:3, :3], matrix[:3, 3], output_shape=onto.shape, order=0, mode="grid-constant", cval=0
-    )

@@ -21,6 +21,7 @@ from samnn.io import (
     read_header,
     read_labels,
     read_volume,
+    resample_labels,
     write_like,
     write_volume,
 )
@@ -234,8 +235,7 @@ def _write_mask(
         return {"how": _take(plan.pair.mask, target, link=link), "because": []}
     labels = read_labels(plan.pair.mask).voxels
     if plan.fit.differences:
-        # renumbered before, so that scipy sees small integers of a type it knows
-        labels = _grids.nearest(names.renumber(labels), plan.mask_grid, onto=plan.grid)
+        labels = resample_labels(Volume(names.renumber(labels), plan.mask_grid), plan.grid).voxels
     else:
         labels = names.renumber(plan.fit.turn.of_voxels(labels))
     write_like(target, labels, like=image)

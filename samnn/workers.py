@@ -101,8 +101,7 @@ def _in_processes(
                 running[future] = waiting.popleft()
             if not running:
                 return []
-            # Wake up each second: a signal that another thread caught is answered only when this one runs.
-            finished, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in sorted(finished, key=lambda future: future.exception() is not None):
                 try:
                     result = future.result()

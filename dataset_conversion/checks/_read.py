@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
@@ -12,13 +11,11 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel.volumeutils import apply_read_scaling
 
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import read_grid, read_volume
-
-MOST_DEFLATED = 1100  # gzip makes no file smaller than to a 1032nd
+from samnn.nifti import load_nifti, read_voxels
 
 
 @dataclass(frozen=True)
@@ -41,12 +38,7 @@ def read_with_itk(path: Path) -> Picture:
     else:
         voxels = read_volume(path).voxels
     if grid.n_dims == 4:
-        grid = Grid(
-            grid.shape[:3],
-            grid.spacing_mm[:3],
-            grid.origin_mm[:3],
-            tuple(np.reshape(grid.direction, (4, 4))[:3, :3].ravel().tolist()),
-        )
+        grid = grid.first_axes(3)
     if grid.n_dims not in (2, 3):
         raise SamnnError(f"{path}: has {grid.n_dims} axes; nnU-Net takes 2 or 3.")
     return Picture(voxels, grid)
@@ -154,27 +146,8 @@ def _grid_without_place(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -
 
 def nifti_voxels(path: Path) -> np.ndarray:
     """The voxels with slope and intercept applied; a gzip file is read to its end, where its checksum is."""
-    stored = nibabel.load(path).dataobj
+    stored = load_nifti(path).dataobj
     if stored.dtype.fields is not None or stored.dtype.kind == "c":
         raise SamnnError(f"{path}: holds colours or complex numbers; expected one real number a voxel.")
-    n_bytes = math.prod(stored.shape) * stored.dtype.itemsize
-    room = path.stat().st_size * (MOST_DEFLATED if path.name.endswith(".gz") else 1)
-    if n_bytes + stored.offset > room:  # before that much memory is asked for
-        raise _cut_short(path)
-    content = np.empty(n_bytes, np.uint8)
-    with (gzip.open if path.name.endswith(".gz") else open)(path, "rb") as file:
-        file.seek(int(stored.offset))
-        view, start = memoryview(content), 0
-        while start < n_bytes:
-            n_read = file.readinto(view[start:])
-            if not n_read:
-                raise _cut_short(path)
-            start += n_read
-        while path.name.endswith(".gz") and file.read(1 << 20):
-            pass
-    voxels = content.view(stored.dtype).reshape(stored.shape, order="F")
-    return apply_read_scaling(voxels, stored.slope, stored.inter)
-
-
-def _cut_short(path: Path) -> SamnnError:
-    return SamnnError(f"{path}: is cut short, voxels are missing. Copy it again.")
+    is_scaled = stored.slope != 1 or stored.inter != 0
+    return read_voxels(path, stored.shape, np.dtype(float) if is_scaled else stored.dtype.newbyteorder("="))

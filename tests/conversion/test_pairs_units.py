@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pair_sources import GRID, TURN, mask
 
-from samnn.dataset_conversion._grids import Turn, fit, nearest
+from samnn.dataset_conversion._grids import Turn, fit
 from samnn.dataset_conversion._label_names import names_for, read_label_names
 from samnn.dataset_conversion._pair_files import clean
 from samnn.dataset_conversion._splits import grouped_splits, patient_of
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
+from samnn.io import Volume, resample_labels
 
 turns = st.builds(
     Turn, st.permutations(range(3)).map(tuple), st.tuples(st.booleans(), st.booleans(), st.booleans())
@@ -63,7 +64,7 @@ def test_a_shift_beyond_the_tolerance_is_a_difference(grid, axis, shift_mm):
 @given(grids(), st.integers(0, 10**6))
 def test_nearest_onto_the_same_grid_changes_nothing(grid, seed):
     labels = np.random.default_rng(seed).integers(0, 9, grid.shape, dtype=np.uint8)
-    np.testing.assert_array_equal(nearest(labels, grid, onto=grid), labels)
+    np.testing.assert_array_equal(resample_labels(Volume(labels, grid), grid).voxels, labels)
 
 
 def test_nearest_takes_the_label_at_the_place_and_zero_outside():
@@ -71,7 +72,8 @@ def test_nearest_takes_the_label_at_the_place_and_zero_outside():
     labels = np.zeros((3, 3, 3), np.uint8)
     labels[:, 0, 0] = 1, 2, 3  # at x = 0, 1, 2 mm; reaching to 2.5 mm
     grid = Grid((3, 3, 3), (1.0, 2.0, 2.5), (0.1, 0.0, 0.0), onto.direction)
-    assert nearest(labels, grid, onto=onto)[:, 0, 0].tolist() == [1, 1, 2, 2, 3, 3, 0, 0, 0]
+    found = resample_labels(Volume(labels, grid), onto).voxels
+    assert found[:, 0, 0].tolist() == [1, 1, 2, 2, 3, 3, 0, 0, 0]
 
 
 def test_a_rotated_grid_is_another_grid():

@@ -238,6 +238,8 @@ def test_an_evaluation_that_is_stopped_leaves_no_process_behind(house, folders, 
         start_new_session=True,
         cwd=how["cwd"],
         env={**os.environ, **how["env"]},
+        # a shell without job control starts what it puts in the background deaf to Ctrl-C, and so its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_until((how["cwd"] / "began").exists)
     if number == signal.SIGINT:
