@@ -482,6 +482,47 @@ def check(
 
 
 @app.command()
+def export(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL_FOLDER",
+            help="A results folder of nnU-Net, `Trainer__Plans__configuration`; every fold that has ended is exported.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; its zip is `OUT.zip`.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold LoRA into the weights for good: a plain network.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT and OUT.zip if they exist.")
+    ] = False,
+) -> None:
+    """Write a trained model with everything it needs, for nnU-Net's own commands.
+
+    They predict from it where samnn is installed (`pip install samnn`), without pretrained weights and without
+    nnUNet_extTrainer. The folder has the tree of nnUNet_results: set nnUNet_results to it, or install the zip.
+
+    **Examples**
+
+        samnn export nnUNet_results/Dataset055_SegTHOR/nnUNetTrainerSAMed__nnUNetPlans__2d samed_thorax
+
+        samnn export nnUNet_results/Dataset055_SegTHOR/nnUNetTrainerSAMed__nnUNetPlans__2d samed_thorax --merge
+    """
+    import shlex
+
+    from samnn.training.export import export as write
+
+    done = write(model, out, merge=merge, overwrite=overwrite)
+    folds = " ".join(done.folds)
+    typer.echo(f"Wrote {done.model} and {done.archive}. Predict with either:\n")
+    options = f"-i IMAGES -o PREDICTIONS -f {folds}"
+    typer.echo(f"  nnUNetv2_predict_from_modelfolder -m {shlex.quote(str(done.model))} {options}\n")
+    typer.echo(f"  nnUNetv2_install_pretrained_model_from_zip {shlex.quote(str(done.archive))}")
+    typer.echo(f"  nnUNetv2_predict -d {done.dataset} -p {done.plans} -c {done.configuration} {options}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for everything the demo makes.")] = Path(
         "demo"

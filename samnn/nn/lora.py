@@ -49,13 +49,17 @@ class LoRALinear(nn.Linear):
             done = end
         return torch.cat([*pieces, y[..., done:]], dim=-1)
 
-    @torch.no_grad()
     def merge(self) -> None:
         """Fold the updates into a copy of the weight."""
-        merged = self.weight.detach().clone()
+        self.merged = self.folded()
+
+    @torch.no_grad()
+    def folded(self) -> Tensor:
+        """The weight with the updates in it."""
+        weight = self.weight.detach().clone()
         for name, (start, end) in self.rows.items():
-            merged[start:end] += self.lora[name].product()
-        self.merged = merged
+            weight[start:end] += self.lora[name].product()
+        return weight
 
     def train(self, mode: bool = True) -> LoRALinear:
         """As of nn.Module; a layer that is trained is not merged."""
@@ -93,3 +97,12 @@ def merge(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, LoRALinear):
             module.merge()
+
+
+def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the same network without LoRA, its updates folded into the weights."""
+    state = {name: value for name, value in network.state_dict().items() if ".lora." not in name}
+    for name, module in network.named_modules():
+        if isinstance(module, LoRALinear):
+            state[f"{name}.weight"] = module.folded()
+    return state

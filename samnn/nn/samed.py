@@ -55,6 +55,7 @@ class SAMed(nn.Module):
             loaded.
         silent_token: a token before those of the classes that has no map, as in AI4MI's networks; loading one of
             those adds it.
+        merged: stand in evaluation mode with LoRA merged, which following loads merge anew: for prediction.
 
     All but the first two arguments are JSON, as nnU-Net's plans need them. The names of all parameters whose shape
     depends on `num_classes` contain `.seg_layers.`, which nnU-Net leaves out of `-pretrained_weights`.
@@ -119,6 +120,8 @@ class SAMed(nn.Module):
         for part in frozen:
             for name, parameter in part.named_parameters():
                 parameter.requires_grad = ".lora." in name
+        if merged:
+            self.merge()
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(B, input_channels, H, W) → logits (B, num_classes, H, W), for any H and W."""
