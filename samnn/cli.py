@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from samnn import __version__
 from samnn.errors import SamnnError
+from samnn.weights.commands import app as weights_app
 
 
 class Roof(TyperGroup):
@@ -83,6 +84,7 @@ def convert() -> None:
 
 
 app.add_typer(convert_app, name="convert")
+app.add_typer(weights_app, name="weights")
 
 
 def _print_version(asked: bool) -> None:

@@ -43,11 +43,11 @@ class LoRALinear(nn.Linear):
         if self.merged is not None:
             return F.linear(x, self.merged, self.bias)
         y = F.linear(x, self.weight, self.bias)
-        pieces, done = [], 0
-        for name, (start, end) in self.rows.items():
-            pieces += [y[..., done:start], y[..., start:end] + self.lora[name](x)]
-            done = end
-        return torch.cat([*pieces, y[..., done:]], dim=-1)
+        low = F.linear(x, torch.cat([part.a for part in self.lora.values()]))  # (..., parts × rank)
+        ranges = zip(self.lora.values(), self.rows.values(), strict=True)
+        spread = [F.pad(part.b, (0, 0, start, self.out_features - end)) for part, (start, end) in ranges]
+        spread = torch.cat(spread, dim=1)  # (out_features, parts × rank)
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), spread.T).view(y.shape)
 
     def merge(self) -> None:
         """Fold the updates into a copy of the weight."""

@@ -201,7 +201,7 @@ def to_adapter(own: Tensors, base: Tensors) -> dict[str, Tensor]:
             and not (in_decoder and key.startswith("mask_decoder.transformer."))
         ):
             name = _our_name(key)
-            file[key] = own[name] if name in own else value
+            file[key] = own.get(name, value)
     for kind in ("weight", "bias"):
         key = f"mask_decoder.iou_prediction_head.layers.2.{kind}"
         head = base[key]

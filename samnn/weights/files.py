@@ -6,6 +6,7 @@ torch is imported when a file is opened, not before.
 from __future__ import annotations
 
 import re
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
@@ -23,6 +24,8 @@ WRAPPERS = (
     "model_state_dict",
     "network_weights",
 )  # keys under which projects put weights
+
+ARCHIVE = "an archive. Unpack it and name the file of weights in it."
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -66,12 +69,14 @@ def _what_else(path: Path) -> str | None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         return "empty. Get it again."
+    if not any(head):
+        return "zeros, not weights: a download that was not finished, perhaps. Get it again."
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
         return "a web page, not weights; a login or a moved link gives that. Download the file itself."
     if text.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights it points to. Run `git lfs pull`, or download the file itself."
-    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf")) or head[257:262] == b"ustar":
-        return "an archive. Unpack it and name the file of weights in it."
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf")) or tarfile.is_tarfile(path):
+        return ARCHIVE  # torch before 2.6 runs code that lies in a tar file, weights_only or not (CVE-2025-32434)
     if head.startswith(b"PK\x03\x04"):
         return _what_zip(path)
     if _is_safetensors(head):
@@ -81,8 +86,6 @@ def _what_else(path: Path) -> str | None:
         b"\x80"
     ):  # a pickle, as torch wrote before 1.6; what it may hold is decided at reading
         return None
-    if not any(head):
-        return "zeros, not weights: a download that was not finished, perhaps. Get it again."
     if b"\0" not in head and text.startswith((b"{", b"[")):
         return "text, not weights; a server's error message looks like that. Download the file itself."
     return "no file of torch and no safetensors. Name a file of weights (.pth, .pt, .safetensors)."
@@ -97,7 +100,7 @@ def _what_zip(path: Path) -> str | None:
     if any(name.endswith("/constants.pkl") for name in names):
         return "a TorchScript program, which is not loaded because it holds code. Save its state dict alone."
     if not any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
-        return "an archive. Unpack it and name the file of weights in it."
+        return ARCHIVE
     return None
 
 

@@ -19,8 +19,15 @@ _META_SAM = "https://dl.fbaipublicfiles.com/segment_anything"
 _META_SAM2 = "https://dl.fbaipublicfiles.com/segment_anything_2"
 _SAM_PAGE = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
 _SAM2_PAGE = "https://github.com/facebookresearch/sam2#download-checkpoints"
-_HUGGING_FACE = "https://huggingface.co"
-_SAM_SHA256 = f"{_HUGGING_FACE}/mashb1t/misc/commit/78e181357bf2e286bf2e76635c0b5cd89583c5d9"
+# Meta publishes no hashes: these are where others do, beside Meta's links or as pointers to the same large files.
+_SAM_SHA256 = "https://huggingface.co/mashb1t/misc/commit/78e181357bf2e286bf2e76635c0b5cd89583c5d9"
+_SAM2_SHA256 = (
+    "https://github.com/computational-cell-analytics/micro-sam/blob/"
+    "4f6cca85a2e9ca9e25ec4df0eab4e239f9a48fcc/micro_sam/v2/util.py"
+)
+_MEDSAM_SHA256 = (
+    "https://huggingface.co/spaces/dennistrujillo/MedSAMTest/commit/2c1bc6a7c8a18a6e72538a8f284f21657b1a7236"
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def entry(name: str) -> Entry:
     """
     if name not in REGISTRY:
         raise SamnnError(
-            f"{name}: no such weights. There are: {', '.join(REGISTRY)}. Or give the path of a file."
+            f"{name}: no such weights. There are: {', '.join(REGISTRY)}."
         )
     return REGISTRY[name]
 
@@ -91,23 +98,23 @@ def _vit(width: int, depth: int) -> tuple[dict[str, tuple[int, ...]], tuple[str,
     return shapes, (f"image_encoder.blocks.{depth}.attn.qkv.weight",)
 
 
-def _sam(letter: str, digits: str, size_bytes: int, sha256: str, *, width: int, depth: int) -> Entry:
+def _sam(letter: str, digits: str, size_bytes: int, sha256: str, width: int, depth: int) -> Entry:
     file = f"sam_vit_{letter}_{digits}.pth"
     url = f"{_META_SAM}/{file}"
     known = (_SAM_PAGE, "Apache-2.0", size_bytes, sha256, _SAM_SHA256)
     return Entry(f"sam_vit_{letter}", file, url, *known, *_vit(width, depth))
 
 
-def _medsam() -> Entry:
+def _medsam(size_bytes: int, sha256: str) -> Entry:
     return Entry(
         name="medsam_vit_b",
         file="medsam_vit_b.pth",
         url="https://zenodo.org/records/10689643/files/medsam_vit_b.pth",
         page="https://github.com/bowang-lab/MedSAM",
         licence="Apache-2.0",
-        size_bytes=375_049_145,
-        sha256="34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74",
-        sha256_page=f"{_HUGGING_FACE}/spaces/dennistrujillo/MedSAMTest/commit/2c1bc6a7c8a18a6e72538a8f284f21657b1a7236",
+        size_bytes=size_bytes,
+        sha256=sha256,
+        sha256_page=_MEDSAM_SHA256,
         shapes=_vit(768, 12)[0],
         absent=_vit(768, 12)[1],
     )
@@ -121,7 +128,7 @@ _HIERA = {  # letter → long name, width of the first stage, blocks, side of th
 }
 
 
-def _sam2(version: str, letter: str, size_bytes: int, sha256: str, sha256_page: str) -> Entry:
+def _sam2(version: str, letter: str, size_bytes: int, sha256: str) -> Entry:
     long_name, width, depth, side = _HIERA[letter]
     stem, day = {"2.0": ("sam2_hiera", "072824"), "2.1": ("sam2.1_hiera", "092824")}[version]
     file = f"{stem}_{long_name}.pt"
@@ -137,91 +144,24 @@ def _sam2(version: str, letter: str, size_bytes: int, sha256: str, sha256_page: 
     else:
         absent += ("no_obj_embed_spatial",)
     url = f"{_META_SAM2}/{day}/{file}"
-    known = (_SAM2_PAGE, "Apache-2.0", size_bytes, sha256, f"{_HUGGING_FACE}/{sha256_page}")
+    known = (_SAM2_PAGE, "Apache-2.0", size_bytes, sha256, _SAM2_SHA256)
     return Entry(f"{stem}_{letter}", file, url, *known, shapes, absent)
 
 
+# fmt: off
 _ENTRIES = (
-    _sam(
-        "b",
-        "01ec64",
-        375_042_383,
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-        width=768,
-        depth=12,
-    ),
-    _sam(
-        "l",
-        "0b3195",
-        1_249_524_607,
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
-        width=1024,
-        depth=24,
-    ),
-    _sam(
-        "h",
-        "4b8939",
-        2_564_550_879,
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
-        width=1280,
-        depth=32,
-    ),
-    _medsam(),
-    _sam2(
-        "2.0",
-        "t",
-        155_906_050,
-        "65b50056e05bcb13694174f51bb6da89c894b57b75ccdf0ba6352c597c5d1125",
-        "facebook/sam2-hiera-tiny/commit/a8e4b467be69abf1c58fb327abc2935aaa890d1e",
-    ),
-    _sam2(
-        "2.0",
-        "s",
-        184_309_650,
-        "95949964d4e548409021d47b22712d5f1abf2564cc0c3c765ba599a24ac7dce3",
-        "facebook/sam2-hiera-small/blob/refs%2Fpr%2F1/sam2_hiera_small.pt",
-    ),
-    _sam2(
-        "2.0",
-        "b+",
-        323_493_298,
-        "d0bb7f236400a49669ffdd1be617959a8b1d1065081789d7bbff88eded3a8071",
-        "facebook/sam2-hiera-base-plus/blob/2869890888ba16bccc505194b4d5353caf4fd62b/sam2_hiera_base_plus.pt",
-    ),
-    _sam2(
-        "2.0",
-        "l",
-        897_952_466,
-        "7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b",
-        "merve/sam2-hiera-large/commit/9551b5ac8c2d2628fcf314b9a401a5ed9bc0c623",
-    ),
-    _sam2(
-        "2.1",
-        "t",
-        156_008_466,
-        "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
-        "facebook/sam2.1-hiera-tiny/blob/main/sam2.1_hiera_tiny.pt",
-    ),
-    _sam2(
-        "2.1",
-        "s",
-        184_416_285,
-        "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38",
-        "facebook/sam2.1-hiera-small/blob/main/sam2.1_hiera_small.pt",
-    ),
-    _sam2(
-        "2.1",
-        "b+",
-        323_606_802,
-        "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
-        "camenduru/sam2-1-hiera/commit/cdd35a45a78a3a93bc99988f4b56db40131a823a",
-    ),
-    _sam2(
-        "2.1",
-        "l",
-        898_083_611,
-        "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
-        "camenduru/sam2-1-hiera/commit/cdd35a45a78a3a93bc99988f4b56db40131a823a",
-    ),
+    _sam("b", "01ec64", 375_042_383, "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", 768, 12),
+    _sam("l", "0b3195", 1_249_524_607, "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622", 1024, 24),
+    _sam("h", "4b8939", 2_564_550_879, "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e", 1280, 32),
+    _medsam(375_049_145, "34b34b78c1d18cb8c6bf84cf9c00e135d6d6c965699f3c0e31ef1bc9dcb5be74"),
+    _sam2("2.0", "t", 155_906_050, "65b50056e05bcb13694174f51bb6da89c894b57b75ccdf0ba6352c597c5d1125"),
+    _sam2("2.0", "s", 184_309_650, "95949964d4e548409021d47b22712d5f1abf2564cc0c3c765ba599a24ac7dce3"),
+    _sam2("2.0", "b+", 323_493_298, "d0bb7f236400a49669ffdd1be617959a8b1d1065081789d7bbff88eded3a8071"),
+    _sam2("2.0", "l", 897_952_466, "7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b"),
+    _sam2("2.1", "t", 156_008_466, "7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69"),
+    _sam2("2.1", "s", 184_416_285, "6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38"),
+    _sam2("2.1", "b+", 323_606_802, "a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5"),
+    _sam2("2.1", "l", 898_083_611, "2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318"),
 )
+# fmt: on
 REGISTRY: dict[str, Entry] = {known.name: known for known in _ENTRIES}

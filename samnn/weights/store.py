@@ -67,7 +67,7 @@ def locate(name: str) -> Path:
     """
     known = entry(name)
     for folder in folders():
-        if (folder / known.file).exists():
+        if os.path.exists(folder / known.file):
             return folder / known.file
     searched = ", ".join(str(folder) for folder in folders())
     raise SamnnError(
@@ -88,16 +88,28 @@ def verified(
     Raises:
         SamnnError: it is missing, no weights, or not what its name says.
     """
-    if not is_name(weights):
-        path = _absolute(weights)
-        require_weights(path)
-        return path, _sha256(path, afresh=afresh, progress=progress)
-    known = entry(str(weights))
-    path = locate(known.name)
+    known = entry(str(weights)) if is_name(weights) else None
+    path = _absolute(weights) if known is None else locate(known.name)
     require_weights(path)
-    sha256 = _sha256(path, afresh=afresh, pinned=known.sha256 is None, progress=progress)
-    require(known, path, sha256)
-    return path, sha256
+    if known is None or known.sha256 is not None:
+        sha256 = _sha256(path, afresh=afresh, progress=progress)
+        if known is not None:
+            require(known, path, sha256)
+        return path, sha256
+    require(known, path, None)  # before the hash of the first file that fits is recorded
+    return path, _sha256(path, afresh=afresh, pinned=True, progress=progress)
+
+
+def status(known: Entry) -> str:
+    """What is known of a checkpoint here without hashing it: missing, not verified yet, verified or wrong."""
+    try:
+        path = locate(known.name)
+    except SamnnError:
+        return "missing"
+    noted = _recall(path)
+    if noted is None or noted["identity"] != _identity(path):
+        return "not verified yet"
+    return "verified" if known.sha256 in (None, noted["sha256"]) else "wrong"
 
 
 def read(weights: str | Path) -> dict[str, Tensor]:
@@ -124,11 +136,9 @@ def add(file: Path, name: str | None = None, *, progress: Progress | None = None
     if known is None:
         known = of_sha256(sha256)
     if known is None:
-        names = " or ".join(fitting(read_state_dict(file)))
-        shapes = f"the shapes of {names}, but not its values" if names else "other shapes than all of them"
         raise SamnnError(
-            f"{file}: is none of the weights samnn knows (sha256 {sha256}); its tensors have {shapes}. "
-            "Weights of your own are used by their path and need no adding."
+            f"{file}: is none of the weights samnn knows: its sha256 is {sha256}, and its tensors have the shapes of "
+            f"{_shapes_of(file)}. Weights of your own are used by their path and need no adding."
         )
     require(known, file, sha256)
     target = folder_to_write() / known.file
@@ -137,17 +147,17 @@ def add(file: Path, name: str | None = None, *, progress: Progress | None = None
             with whole_file(target) as part:
                 if _copy(file, part) != sha256:
                     raise SamnnError(f"{file}: changed while it was copied. Add it again.")
-        _remember(target, sha256)
+        remember(target, sha256)
     return known, target
 
 
-def require(known: Entry, path: Path, sha256: str) -> None:
-    """Refuse a file with this hash where it is not the checkpoint `known`.
+def require(known: Entry, path: Path, sha256: str | None, *, cure: str | None = None) -> None:
+    """Refuse a file with this hash where it is not the checkpoint `known`; without a published hash, shapes decide.
 
     Raises:
-        SamnnError: what the file is instead, and what to do.
+        SamnnError: what the file is instead, and the cure.
     """
-    cure = f"Get it with `samnn weights get {known.name}`."
+    cure = cure or f"Get it with `samnn weights get {known.name}`."
     if known.sha256 is None:
         misfit = known.misfit(read_state_dict(path))
         if misfit:
@@ -167,33 +177,7 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def _instead(known: Entry, path: Path, sha256: str) -> str:
-    """What a file with a wrong hash is."""
-    other = of_sha256(sha256)
-    if other is not None:
-        return f"it is {other.name}"
-    hashes = f"its sha256 is {sha256}, not {known.sha256} as published on {known.sha256_page}"
-    names = fitting(read_state_dict(path))
-    if known.name in names:
-        return f"its tensors have the right shapes, but {hashes}; it is damaged or was trained further"
-    return f"its tensors have the shapes of {' or '.join(names) or 'no weights samnn knows'}, and {hashes}"
-
-
-def _sha256(path: Path, *, afresh: bool, pinned: bool = False, progress: Progress | None = None) -> str:
-    before = _recall(path)
-    if before is not None and not afresh and before["identity"] == _identity(path):
-        return before["sha256"]
-    sha256 = hash_file(path, progress)
-    if pinned and before is not None and before["sha256"] != sha256:
-        raise SamnnError(
-            f"{path}: has changed since its first use (sha256 {sha256}, then {before['sha256']}). "
-            "If that is meant, add it: `samnn weights add FILE --as NAME`."
-        )
-    _remember(path, sha256)
-    return sha256
-
-
-def _remember(path: Path, sha256: str) -> None:
+def remember(path: Path, sha256: str) -> None:
     """Note a hash in the first folder that takes it; where none does, it is computed again next time."""
     for folder in (*folders(), _own_folder()):
         with suppress(SamnnError, OSError):
@@ -203,6 +187,35 @@ def _remember(path: Path, sha256: str) -> None:
                 {"path": str(path), "identity": _identity(path), "sha256": sha256},
             )
             return
+
+
+def _instead(known: Entry, path: Path, sha256: str) -> str:
+    """What a file with a wrong hash is."""
+    other = of_sha256(sha256)
+    if other is not None:
+        return f"it is {other.name}"
+    hashes = f"its sha256 is {sha256}, not {known.sha256} as published on {known.sha256_page}"
+    return f"{hashes}, and its tensors have the shapes of {_shapes_of(path)}"
+
+
+def _shapes_of(path: Path) -> str:
+    return " or ".join(fitting(read_state_dict(path))) or "none that samnn knows"
+
+
+def _sha256(path: Path, *, afresh: bool, pinned: bool = False, progress: Progress | None = None) -> str:
+    before = _recall(path)
+    if before is not None and not afresh and before["identity"] == _identity(path):
+        return before["sha256"]
+    identity = _identity(path)
+    sha256 = hash_file(path, progress)
+    if pinned and before is not None and before["sha256"] != sha256:
+        raise SamnnError(
+            f"{path}: has changed since its first use (sha256 {sha256}, then {before['sha256']}). "
+            "If that is meant, add it: `samnn weights add FILE --as NAME`."
+        )
+    if identity == _identity(path):  # nobody has written to it meanwhile
+        remember(path, sha256)
+    return sha256
 
 
 def _recall(path: Path) -> dict[str, Any] | None:
