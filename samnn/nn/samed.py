@@ -75,6 +75,7 @@ class SAMed(nn.Module):
         gradient_checkpointing: bool = False,
         scratch: bool = False,
         silent_token: bool = False,
+        merged: bool = False,
     ) -> None:
         super().__init__()
         if input_channels < 1 or num_classes < 1 or lora_rank < 1:

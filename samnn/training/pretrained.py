@@ -168,6 +168,8 @@ class Pretrained(SamnnTrainer):
             SamnnError: they are not there, or do not fit.
         """
         if not self.was_initialized:
+            if (weights := self._weights()) is not None:
+                store.verified(weights)  # a large network is built in vain without them
             self.initialize()
         for _, network, part in _parts(self.network):
             if not network.pretrained:
