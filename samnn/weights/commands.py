@@ -77,9 +77,7 @@ def list_weights() -> None:
         console.print(Text(f"  {page}: {names}"), soft_wrap=True)
     console.print("searched")
     for folder in folders():
-        console.print(
-            Text(f"  {folder}{'' if folder.is_dir() else ' (does not exist yet)'}"), soft_wrap=True
-        )
+        console.print(Text(f"  {folder}{'' if folder.is_dir() else ' (does not exist yet)'}"), soft_wrap=True)
 
 
 @app.command()
@@ -213,7 +211,8 @@ def _progress() -> Iterator[Tell]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("waiting for its turn", total=None)
         shown = ""
 

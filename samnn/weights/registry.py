@@ -67,9 +67,7 @@ def entry(name: str) -> Entry:
         SamnnError: there is none; the message lists those there are.
     """
     if name not in REGISTRY:
-        raise SamnnError(
-            f"{name}: no such weights. There are: {', '.join(REGISTRY)}."
-        )
+        raise SamnnError(f"{name}: no such weights. There are: {', '.join(REGISTRY)}.")
     return REGISTRY[name]
 
 
