@@ -6,12 +6,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -433,3 +435,42 @@ def test_prediction_uses_merged_lora_and_training_does_not(samed_plans: str, mak
     ]
     assert merged == [[True] * 6, [False] * 6]
     assert trainer.network.training
+
+
+# ---- the real size
+
+
+@pytest.mark.slow
+def test_a_vit_b_trains_a_step_on_stock_plans_and_predicts_a_case(
+    nnunet: SimpleNamespace, make_trainer: Callable, command: Callable, tmp_path: Path
+) -> None:
+    """From a random encoder in timm's layout, on the stock 2d configuration but for the batch size."""
+    encoder = timm.create_model("samvit_base_patch16", pretrained=False, num_classes=0)
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
+    folder = nnunet.preprocessed / "Dataset501_Tiny"
+    plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"plans_name": "realSize"}
+    plans["configurations"]["2d"] |= {"batch_size": 2, "pretrained_weights": str(tmp_path / "encoder.pth")}
+    (folder / "realSize.json").write_text(json.dumps(plans))
+    name = "nnUNetTrainerSAMed_lean_1epochs_1iters_seed1"
+    trainer = make_trainer(name, plans="realSize")
+    began = time.perf_counter()
+    trainer.run_training()
+    print(f"ViT-B, one training and one validation step: {time.perf_counter() - began:.1f} s")
+    fold = Path(trainer.output_folder)
+    trainer.save_checkpoint(str(fold / "at_the_end.pth"))
+    trainer._save_latest()
+    sizes = {path.name: path.stat().st_size / 1e6 for path in fold.glob("*.pth")}
+    print(f"MB: {sizes}")
+    assert sizes["checkpoint_latest.pth"] < 60
+    assert sizes.keys() > {FINAL, "checkpoint_best.pth"}
+    assert all(size < 25 for file, size in sizes.items() if file != "checkpoint_latest.pth")
+    (tmp_path / "images").mkdir()
+    shutil.copy(nnunet.raw / "Dataset501_Tiny" / "imagesTs" / "case_6_0000.nii.gz", tmp_path / "images")
+    began = time.perf_counter()
+    command(
+        "nnUNetv2_predict", "-i", tmp_path / "images", "-o", tmp_path / "out", "-d", 501, "-p", "realSize",
+        "-c", "2d", "-tr", name, "-step_size", 1, "--disable_tta", *PREDICT,
+    )  # fmt: skip
+    predicted = read_labels(tmp_path / "out" / "case_6.nii.gz")
+    print(f"ViT-B, one case of {predicted.grid.shape} voxels: {time.perf_counter() - began:.1f} s")
+    assert set(np.unique(predicted.voxels)) <= {0, 1, 2}
