@@ -38,6 +38,9 @@ def attention(qkv: Tensor, attn: nn.Module, window: int) -> Tensor:
         3, 0, 4, 1, 2, 5
     )  # (n, heads, rows, columns, c)
     q, k = folded_queries(q, along_h, along_w, attn.scale), folded_keys(k)
+    q, k = (
+        F.pad(x, (0, -x.shape[-1] % 8)) for x in (q, k)
+    )  # CUDA's fused kernels take multiples of 8 channels
     out = F.scaled_dot_product_attention(q, k, v.flatten(2, 3), scale=1.0)  # (n, heads, places, c)
     out = out.transpose(1, 2).reshape(len(out), side_h, side_w, -1)
     return from_windows(out, grid, qkv.shape[1:3])

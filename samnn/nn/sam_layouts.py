@@ -19,7 +19,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass
 class LoadReport:
-    """What became of a checkpoint: names of our network's tensors, but `unused`, which are the checkpoint's own."""
+    """What became of a checkpoint: names of our network's tensors, and for `unused` those that Meta gives them."""
 
     layout: str
     loaded: list[str] = field(default_factory=list)
