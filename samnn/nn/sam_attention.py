@@ -31,7 +31,8 @@ def attention(qkv: Tensor, attn: nn.Module, window: int) -> Tensor:
     along_h = get_rel_pos(side_h, side_h, attn.rel_pos_h).to(qkv.dtype)  # (rows, rows, c)
     along_w = get_rel_pos(side_w, side_w, attn.rel_pos_w).to(qkv.dtype)
     bias = attn.qkv.bias.to(qkv.dtype)
-    if qkv.device.type == "cpu" and not (along_h.requires_grad or torch.compiler.is_compiling()):
+    trained = any(x.requires_grad for x in (bias, along_h, along_w))
+    if qkv.device.type == "cpu" and not trained and not torch.compiler.is_compiling():
         return ChunkedAttention.apply(qkv, bias, along_h, along_w, attn.num_heads, attn.scale, window)
     windows, grid = to_windows(qkv, bias, window)
     q, k, v = windows.unflatten(-1, (3, attn.num_heads, -1)).permute(
@@ -109,8 +110,8 @@ class ChunkedAttention(torch.autograd.Function):
             q, k, v, grid = _split(qkv[index : index + 1], bias, heads, window)
             attended = torch.empty_like(v)
             folded_q, folded_k = _flat(folded_queries(q, along_h, along_w, scale)), _flat(folded_keys(k))
-            for some, scores in _chunks(folded_q):
-                p = _probabilities(folded_q[some], folded_k[some], scores)
+            for some, p in _chunks(folded_q, 1):
+                _probabilities(folded_q[some], folded_k[some], p)
                 torch.bmm(p, v[some], out=attended[some])
             out[index] = _joined([attended], q, grid, qkv.shape[1:3])
         return out
@@ -128,11 +129,11 @@ class ChunkedAttention(torch.autograd.Function):
             folded_q, folded_k = _flat(folded_queries(q, along_h, along_w, scale)), _flat(folded_keys(k))
             scaled_q = folded_q[..., : v.shape[-1]]
             grad_q, grad_k, grad_v = torch.empty_like(folded_q), torch.empty_like(v), torch.empty_like(v)
-            for some, scores in _chunks(folded_q):
-                p = _probabilities(folded_q[some], folded_k[some], scores)
+            for some, p, grad_s in _chunks(folded_q, 2):
+                _probabilities(folded_q[some], folded_k[some], p)
                 torch.bmm(p.mT, g[some], out=grad_v[some])
-                grad_p = torch.bmm(g[some], v[some].mT)
-                grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+                torch.bmm(g[some], v[some].mT, out=grad_s)
+                torch._softmax_backward_data(grad_s, p, -1, p.dtype, grad_input=grad_s)
                 torch.bmm(grad_s, folded_k[some], out=grad_q[some])
                 torch.bmm(grad_s.mT, scaled_q[some], out=grad_k[some])
             grad[index] = _joined(
@@ -155,18 +156,21 @@ def _flat(x: Tensor) -> Tensor:
     return x.flatten(0, 1).contiguous()
 
 
-def _chunks(q: Tensor) -> list[tuple[slice, Tensor]]:
-    """Slices of the first dimension, and for each the part of one buffer that takes its scores."""
+def _chunks(q: Tensor, n_buffers: int) -> list[tuple[Any, ...]]:
+    """Slices of the first dimension, and for each the parts of the buffers that take its scores."""
     places = q.shape[1]
     step = max(1, SCORES_AT_ONCE // places**2)
-    buffer = q.new_empty(min(step, len(q)), places, places)
+    buffers = [q.new_empty(min(step, len(q)), places, places) for _ in range(n_buffers)]
     starts = range(0, len(q), step)
-    return [(slice(start, start + step), buffer[: len(q) - start]) for start in starts]
+    return [
+        (slice(start, start + step), *(buffer[: len(q) - start] for buffer in buffers)) for start in starts
+    ]
 
 
-def _probabilities(q: Tensor, k: Tensor, scores: Tensor) -> Tensor:
-    torch.bmm(q, k.mT, out=scores)
-    return torch.softmax(scores, dim=-1, out=scores)
+def _probabilities(q: Tensor, k: Tensor, out: Tensor) -> None:
+    """Softmax of the scores, into `out`."""
+    torch.bmm(q, k.mT, out=out)
+    torch.softmax(out, dim=-1, out=out)
 
 
 def _unfolded(grad: Tensor, q: Tensor, along_h: Tensor, along_w: Tensor, scale: float) -> Tensor:

@@ -18,6 +18,7 @@ class Layer(nn.Module):
     def __init__(self, rows, columns):
         super().__init__()
         self.qkv = nn.Linear(16, 48)
+        self.qkv.requires_grad_(False)
         self.rel_pos_h = nn.Parameter(torch.randn(2 * rows - 1, 8))
         self.rel_pos_w = nn.Parameter(torch.randn(2 * columns - 1, 8))
 

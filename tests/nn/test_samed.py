@@ -384,19 +384,18 @@ def test_bf16_autocast_is_near_float32(reference):
     assert (logits - case["masks"]).abs().mean() <= 0.05 * case["masks"].std()
 
 
-@pytest.mark.parametrize("adapt", ["lora", "full"])
-def test_it_compiles_as_one_graph_with_the_same_result(adapt):
+def test_it_compiles_as_one_graph_with_the_same_result_and_gradients():
     """Only the tracing of torch.compile: its code generation takes minutes."""
-    network = tiny(adapt=adapt).train()
-    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    network = tiny(gradient_checkpointing=False).train()
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
     image = torch.randn(1, 1, 30, 40)
-    expected, logits = network(image), compiled(image)
-    torch.testing.assert_close(logits, expected)
-    for result in (expected, logits):
+    gradients = []
+    for result in (network(image), compiled(image)):
         network.zero_grad()
         result.square().mean().backward()
-        gradients = [p.grad for p in network.parameters() if p.requires_grad]
-        assert all(gradient is not None for gradient in gradients)
+        gradients.append([p.grad for p in network.parameters() if p.requires_grad])
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
 
 
 # ---- what nnU-Net expects
@@ -442,7 +441,7 @@ def test_it_learns_to_mark_a_bright_square():
     torch.manual_seed(0)
     network = SAMed(1, 2, architecture=TINY, image_size=32, adapt="full", scratch=True).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(100):
         target = torch.zeros(4, 32, 32, dtype=torch.long)
         for picture, (row, column) in enumerate(torch.randint(0, 20, (4, 2)).tolist()):
             target[picture, row : row + 12, column : column + 12] = 1
