@@ -58,6 +58,8 @@ def get(name: str, *, tell: Tell = lambda what, done, total: None) -> tuple[Path
     if present is not None:
         return present, False
     target = folder / known.file
+    if target.is_dir():
+        raise SamnnError(f"{target}: is a folder where the file belongs. Move it away.")
     with only_writer(target, wait=True):
         present = _present(known, folder)
         if present is not None:  # another process has been quicker
@@ -87,7 +89,12 @@ def address(known: Entry) -> str:
     mirror = os.environ.get(MIRROR)
     if not mirror:
         return known.url
-    if urllib.parse.urlsplit(mirror).scheme not in ("http", "https"):
+    try:
+        parts = urllib.parse.urlsplit(mirror)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and " " not in mirror
+    except ValueError:  # no port, or no address in brackets
+        fits = False
+    if not fits:
         raise SamnnError(
             f"{MIRROR}={mirror}: is no http(s) address. A folder of weights is named by SAMNN_WEIGHTS."
         )
@@ -290,6 +297,6 @@ def _refused(known: Entry, url: str, error: Exception) -> SamnnError:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
+        return f"the server answers {error.code} {str(error.reason).splitlines()[0]}"
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
     return str(getattr(inner, "strerror", None) or inner or type(inner).__name__)
