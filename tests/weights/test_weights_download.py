@@ -195,6 +195,16 @@ def test_a_wrong_file_in_a_folder_of_others_is_named(
     assert plan.requests == []
 
 
+def test_what_a_read_only_folder_has_needs_no_other_folder(
+    plan: Plan, tiny: Entry, content: bytes, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / tiny.file).write_bytes(content)
+    monkeypatch.setenv("SAMNN_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(download, "folder_to_write", lambda: pytest.fail("nothing is to be written"))
+    assert download.get("tiny_vit") == (tmp_path / tiny.file, False)
+    assert plan.requests == []
+
+
 def test_no_folder_that_can_be_written_to_is_said(
     plan: Plan, tiny: Entry, tmp_path: Path, monkeypatch
 ) -> None:
