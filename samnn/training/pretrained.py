@@ -301,6 +301,8 @@ def lean_state_dict(network: nn.Module, *, own_files: bool = False) -> dict[str,
 def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module, PretrainedPart]]:
     """Prefix, network and record of each network with pretrained weights inside another, or the network itself."""
     for name, module in network.named_modules():
-        part = vars(module).get("pretrained_part")  # a compiled wrapper would hand on its network's by getattr
+        part = vars(module).get(
+            "pretrained_part"
+        )  # a compiled wrapper would hand on its network's by getattr
         if part is not None:
             yield f"{name}." if name else "", module, part
