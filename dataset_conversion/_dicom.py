@@ -129,7 +129,9 @@ def read_series(series: Series) -> Volume:
         arrays.append(_small(voxels))
     if not series.is_regular:
         return _resampled(series, arrays)
-    return Volume(np.stack([array.T for array in arrays]).T, series.grid)  # in the order in which files have it
+    return Volume(
+        np.stack([array.T for array in arrays]).T, series.grid
+    )  # in the order in which files have it
 
 
 def _small(voxels: np.ndarray) -> np.ndarray:

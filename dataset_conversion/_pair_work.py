@@ -135,7 +135,7 @@ def _inspect_image(plan: Plan, path: Path, options: Options) -> Grid:
             "and they are split; of a series over time keep one volume."
         )
     if grid.n_dims != 3:
-        raise SamnnError(f"{path}: has {grid.n_dims} dimensions; expected 3.")
+        raise _not_a_volume(path, grid)
     rewritten = _why_not_as_it_is(path)
     plan.channels.append(Channel(path, rewritten=rewritten, is_float=is_float))
     return grid
@@ -146,7 +146,7 @@ def _inspect_mask(plan: Plan, path: Path, options: Options) -> None:
     header = read_header(path)
     plan.mask_grid = header.grid
     if header.grid.n_dims != 3:
-        raise SamnnError(f"{path}: has {header.grid.n_dims} dimensions; expected 3. Is it a label map?")
+        raise _not_a_volume(path, header.grid)
     plan.values = label_values(path)
     if why := _why_not_as_it_is(path):
         plan.mask_rewritten.append(why)
@@ -172,6 +172,15 @@ def _inspect_mask(plan: Plan, path: Path, options: Options) -> None:
         plan.mask_rewritten.append("takes the image's header")
     if not plan.values - {0}:
         plan.changes.append("the mask is empty")
+
+
+def _not_a_volume(path: Path, grid: Grid) -> SamnnError:
+    cure = (
+        "Is it a label map?"
+        if grid.n_dims > 3
+        else "Put slices together, or give it a third axis of one voxel."
+    )
+    return SamnnError(f"{path}: has {grid.n_dims} dimensions; expected 3. {cure}")
 
 
 def _why_not_as_it_is(path: Path) -> str:

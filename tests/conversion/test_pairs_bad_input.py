@@ -95,6 +95,11 @@ def four_dimensions(source: Path) -> str:
     return "has 4 dimensions, 3 volumes"
 
 
+def two_dimensions(source: Path) -> str:
+    save_nifti(source / "images/a.nii.gz", image().voxels[:, :, 0], np.eye(4))
+    return "has 2 dimensions; expected 3. Put slices together, or give it a third axis of one voxel."
+
+
 def mask_of_four_dimensions(source: Path) -> str:
     save_nifti(source / "masks/a.nii.gz", np.zeros((7, 6, 5, 2), np.uint8), ras(GRID))
     return "has 4 dimensions; expected 3. Is it a label map?"
@@ -195,7 +200,7 @@ def only_empty_masks(source: Path) -> str:
 DAMAGES = [
     missing_mask, missing_image, missing_channel, same_name_in_two_formats, names_that_fall_together,
     names_that_differ_in_capitals, a_name_of_nothing, link_to_nothing, ending_in_capitals, half_a_voxel,
-    another_spacing, another_angle, another_shape, four_dimensions, mask_of_four_dimensions, colours, complex_voxels,
+    another_spacing, another_angle, another_shape, two_dimensions, four_dimensions, mask_of_four_dimensions, colours, complex_voxels,
     vector_image, sheared, sheared_with_an_upright_qform, sheared_nrrd, fractions, cut_image, cut_mask, nan_image,
     no_image, vtk, analyze, only_empty_masks,
 ]  # fmt: skip
