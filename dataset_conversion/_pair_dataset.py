@@ -52,7 +52,8 @@ class Dataset:
             failed: dict[str, list[str]] = {}
             arguments = (dataset.folder, self.names, self.link)
             for name, entry in each("Writing", _write, waiting, *arguments, workers=workers, refused=failed):
-                write_json(records / f"{name}.json", {"asked": asked[name], "entry": entry})
+                record = json.dumps({"asked": asked[name], "entry": entry})
+                (records / f"{name}.json").write_text(record, encoding="utf-8")  # half of one counts as none
                 entries[name] = entry
             self.refused |= failed
             if not entries:  # nothing to keep for the next run

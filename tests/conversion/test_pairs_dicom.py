@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from small_thorax import files
 from test_pairs import assert_same
 
 from samnn.dataset_conversion._dicom import find_series, read_series
+from samnn.dataset_conversion._dicom_files import scan
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
-from samnn.io import Volume
+from samnn.io import Volume, read_slice
 
 UPRIGHT = Grid((20, 16, 12), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
 
@@ -159,6 +161,34 @@ def test_packed_pixels_are_the_same_voxels(tmp_path, syntax):
             header.file_meta.TransferSyntaxUID = packed.file_meta.TransferSyntaxUID
         header.save_as(path)
     np.testing.assert_array_equal(read_series(find_series(tmp_path / "a")).voxels, volume.voxels)
+
+
+def test_real_files_of_many_scanners_hold_what_pydicom_finds_in_them_or_are_refused(tmp_path):
+    """The files that pydicom is tested with: odd, old, packed, damaged."""
+    seen = {"equal": 0, "refused": 0, "ignored": 0, "unusable": 0}
+    for number, path in enumerate(sorted((Path(pydicom.__file__).parent / "data/test_files").rglob("*"))):
+        if not path.is_file():
+            continue
+        (tmp_path / str(number)).mkdir()
+        copied = Path(shutil.copy(path, tmp_path / str(number)))
+        try:
+            found = scan(copied.parent)
+            voxels = read_slice(copied) if found.slices else None
+        except SamnnError as refusal:
+            assert copied.name in str(refusal)
+            seen["refused"] += 1
+            continue
+        if voxels is None:
+            assert len(found.unusable) + found.others.total() == 1, path
+            seen["unusable" if found.unusable else "ignored"] += 1
+            continue
+        if path.name == "MR_small_jpeg_ls_lossless.dcm":  # the same picture; pydicom cannot unpack it alone
+            path = path.with_name("MR_small.dcm")
+        header = pydicom.dcmread(path)
+        scale, offset = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
+        np.testing.assert_array_equal(voxels, header.pixel_array.T * scale + offset, err_msg=str(path))
+        seen["equal"] += 1
+    assert min(seen.values()) > 0 and seen["equal"] >= 30
 
 
 def test_pixels_packed_as_gdcm_cannot_read_name_how_and_a_cure(tmp_path):
