@@ -61,8 +61,7 @@ class Series:
         if not self.is_regular:
             spacing_mm = float(np.median(self.gaps_mm))
             n = round(length_mm / spacing_mm) + 1
-            offsets = _offsets(self) / first.spacing_mm  # every slice fits in: none is cut at the sides
-            low, high = np.floor(offsets.min(axis=0)), np.ceil(offsets.max(axis=0))
+            low, high = _margins(self)
             origin_mm = origin_mm + direction[:, :2] @ (low * first.spacing_mm)
             shape = tuple((np.array(shape) + high - low).astype(int).tolist())
         return Grid(
@@ -189,6 +188,15 @@ def _offsets(series: Series) -> np.ndarray:
     return (positions_mm - positions_mm[0]) @ axes.T
 
 
+def _margins(series: Series) -> tuple[np.ndarray, np.ndarray]:
+    """How many columns and rows the upright grid begins and ends beyond the first slice, so that none is cut."""
+    spacing_mm = np.array(series.slices[0].spacing_mm)
+    offsets_mm = _offsets(series)
+    low = np.floor((offsets_mm.min(axis=0) + MOST_OFF_MM) / spacing_mm)
+    high = np.ceil((offsets_mm.max(axis=0) - MOST_OFF_MM) / spacing_mm)
+    return low, high
+
+
 def _resampled(series: Series, arrays: list[np.ndarray]) -> Volume:
     """Shift each slice to its place on the upright grid, and interpolate linearly between neighbours.
 
@@ -199,7 +207,7 @@ def _resampled(series: Series, arrays: list[np.ndarray]) -> Volume:
     grid = series.grid
     lowest = min(array.min() for array in arrays)
     offsets = _offsets(series) / series.slices[0].spacing_mm
-    low = np.floor(offsets.min(axis=0))
+    low, _ = _margins(series)
 
     def placed(number: int) -> np.ndarray:
         canvas = np.full(grid.shape[:2], lowest, np.float32)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
@@ -27,6 +28,7 @@ TAGS = [
     "Columns",
     "SamplesPerPixel",
     "NumberOfFrames",
+    "BitsAllocated",
     "RescaleSlope",
     "ModalityLUTSequence",
 ]
@@ -98,14 +100,38 @@ def transfer_syntax(path: Path) -> str:
 
 
 def _read_header(path: Path) -> pydicom.Dataset | None:
-    """None: it is no DICOM file, or not one of a patient, such as a DICOMDIR. Old files lack the words at their start."""
+    """None: it is no DICOM file, or not one of a patient, such as a DICOMDIR. Old files lack the words at their start.
+
+    Raises:
+        SamnnError: it says that it is an image, and ends too early.
+    """
     with open(path, "rb") as file:
         is_bare = file.read(2) == b"\x08\x00"  # begins with group 0008 in the place of a preamble
-    try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=is_bare)
-    except pydicom.errors.InvalidDicomError:
-        return None
+        file.seek(0)
+        try:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS, force=is_bare)
+        except pydicom.errors.InvalidDicomError as error:
+            if path.suffix.lower() in (".dcm", ".ima"):
+                raise SamnnError(f"{path}: is no DICOM file, though named so. Copy it again.") from error
+            return None
+        kind = header.get("SOPClassUID", header.file_meta.get("MediaStorageSOPClassUID", ""))
+        if pydicom.uid.UID(kind).name.endswith("Image Storage"):
+            _refuse_short(path, header, file)
     return header if "SOPClassUID" in header or "Modality" in header else None
+
+
+def _refuse_short(path: Path, header: pydicom.Dataset, file: BinaryIO) -> None:
+    """Refuse an image without pixels or with too few of them, which GDCM would fill up; `file` is before its pixels."""
+    syntax = header.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
+    if "Rows" in header and not syntax.is_compressed and not syntax.is_deflated:
+        is_implicit, is_little = header.original_encoding
+        start = file.read(12)  # tag, then the length; a type of two letters and two spare bytes between them
+        length = start[4:8] if is_implicit else start[8:] if start[4:6] in (b"OW", b"OB") else start[6:8]
+        expected = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated) // 8  # of one slice
+        if not length or int.from_bytes(length, "little" if is_little else "big") < expected:
+            raise SamnnError(f"{path}: has fewer pixels than its header says. Copy or export it again.")
+    elif "Rows" not in header:
+        raise SamnnError(f"{path}: is cut short before its pixels. Copy or export it again.")
 
 
 def _has_image(header: pydicom.Dataset) -> bool:

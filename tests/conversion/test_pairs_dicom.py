@@ -97,6 +97,15 @@ def test_slices_rounded_to_hundredths_of_a_mm_are_even(tmp_path):
     assert find_series(tmp_path / "a").is_regular
 
 
+def test_a_missing_slice_between_others_is_filled_in_on_the_same_grid(tmp_path):
+    """An oblique series, whose positions have rounding noise: it must not widen the grid."""
+    save_series(tmp_path / "a", Volume(np.full(GRID.shape, 7, np.int16), GRID))
+    find_series(tmp_path / "a").slices[2].path.unlink()
+    filled = read_series(find_series(tmp_path / "a"))
+    assert GRID.differences(filled.grid, tolerance_mm=1e-3) == []
+    assert (filled.voxels == 7).all()
+
+
 def ramp(x_mm: np.ndarray, y_mm: np.ndarray, z_mm: np.ndarray) -> np.ndarray:
     """A world that linear interpolation reproduces exactly."""
     return 10 * x_mm + 100 * y_mm + 20 * z_mm
@@ -341,6 +350,30 @@ def table_of_values(folder: Path, names: list[Path]) -> str:
     return "has a table (Modality LUT)"
 
 
+def few_pixels(folder: Path, names: list[Path]) -> str:
+    edit(names[0], PixelData=bytes(20))
+    return f"{names[0]}: has fewer pixels than its header says"
+
+
+def no_pixels(folder: Path, names: list[Path]) -> str:
+    header = pydicom.dcmread(names[0])
+    del header.PixelData
+    header.save_as(names[0])
+    return f"{names[0]}: has fewer pixels than its header says"
+
+
+def first_slice_empty(folder: Path, names: list[Path]) -> str:
+    first = find_series(folder).slices[0].path
+    first.write_bytes(b"")
+    return f"{first}: is no DICOM file, though named so"
+
+
+def first_slice_cut_in_its_header(folder: Path, names: list[Path]) -> str:
+    first = find_series(folder).slices[0].path
+    first.write_bytes(first.read_bytes()[:500])
+    return f"{first}: is "
+
+
 def only_a_structure_set(folder: Path, names: list[Path]) -> str:
     for path in names:
         path.unlink()
@@ -351,7 +384,7 @@ def only_a_structure_set(folder: Path, names: list[Path]) -> str:
 @pytest.mark.parametrize(
     "damage",
     [same_slice_twice, another_orientation, another_spacing, one_slice, multi_frame, colour, no_position, cut_voxels,
-     without_position, enhanced, enhanced_beside_a_localizer, slope_of_zero, table_of_values, only_a_structure_set],
+     without_position, enhanced, enhanced_beside_a_localizer, slope_of_zero, table_of_values, few_pixels, no_pixels, first_slice_empty, first_slice_cut_in_its_header, only_a_structure_set],
     ids=lambda damage: damage.__name__,
 )  # fmt: skip
 def test_a_damaged_series_is_refused_by_name_and_nothing_is_written(tmp_path, damage):
