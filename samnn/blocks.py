@@ -29,14 +29,14 @@ def label_values(path: Path) -> set[int]:
 def rewrite(source: Path, target: Path, *, like: Path | None = None) -> None:
     """Write the voxels of `source`, slope applied, as .nii.gz; with `like`, under the header of that file.
 
-    Integers packed by gzip in an NRRD file are not even unpacked: damage among them stays damage, which the checksum of
-    the target shows.
+    Integers that are packed already, in an NRRD or MetaImage file, are unpacked to see that they are whole, and not
+    packed again.
 
     Raises:
         SamnnError: as `read_volume` and `write_volume`, or the shape is not that of `like`.
     """
     found = read_header(source)
-    header = header_for(found.grid) if like is None else load_nifti(like).header.copy()
+    header = header_for(source, found.grid) if like is None else load_nifti(like).header.copy()
     if header.get_data_shape() != found.grid.shape:
         raise SamnnError(f"{source}: shape {found.grid.shape} does not fit the header of {like}.")
     blocks = _blocks(source, found)

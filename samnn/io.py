@@ -156,7 +156,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     _refuse_other_bytes(path)
     grid = volume.grid
     if is_nifti(path) and grid.n_dims == 3:
-        write_nifti(path, volume.voxels, header_for(grid))
+        write_nifti(path, volume.voxels, header_for(path, grid))
         return
     image = _image(volume)
     with whole_file(path) as part:

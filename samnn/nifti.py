@@ -156,11 +156,20 @@ def write_nifti(path: Path, voxels: np.ndarray, header: nibabel.Nifti1Header) ->
         write_blocks(part, start, blocks)
 
 
-def header_for(grid: Grid) -> nibabel.Nifti1Header:
-    """A header that says where the voxels lie, in its sform and its qform."""
+def header_for(path: Path, grid: Grid) -> nibabel.Nifti1Header:
+    """A header that says where the voxels of a file, `path`, lie, in its sform and its qform.
+
+    Raises:
+        SamnnError: the grid is larger than NIfTI-1 can say.
+    """
     affine = np.diag([-1.0, -1, 1, 1]) @ grid.affine  # NIfTI's world axes are RAS
     header = nibabel.Nifti1Header()
-    header.set_data_shape(grid.shape)
+    try:
+        header.set_data_shape(grid.shape)
+    except HeaderDataError as error:
+        raise SamnnError(
+            f"{path}: has {grid.shape} voxels; NIfTI-1 has no more than 32767 along an axis."
+        ) from error
     header.set_xyzt_units("mm")
     header.set_qform(affine, code="scanner")
     header.set_sform(affine, code="scanner")

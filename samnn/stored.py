@@ -100,23 +100,30 @@ def splice(stored: Stored, start: bytes, target: Path) -> bool:
 
     A block of deflate refers to nothing before its own stream, and may follow any block that ends with a whole byte,
     as one that is not compressed does (RFC 1951, 3.2); the checksum of both parts follows from theirs (RFC 1952).
-    False, and nothing is written: the voxels are not packed by gzip, or the length at the end of the file is not
-    theirs, as in a file cut short.
+    False, and nothing is written: the voxels are not compressed, or not as one stream to the end of the file.
+
+    Raises:
+        SamnnError: as `stored_blocks`: they are unpacked to see that they can be.
     """
-    size = os.path.getsize(stored.path)
-    n_packed = size - stored.offset
-    if stored.packing != "gzip" or not 18 < n_packed < stored.n_bytes + 1000 < n_packed * _MOST_INFLATION:
+    if stored.packing == "raw" or len(start) > 0xFFFF:
         return False
+    checksum, adler = 0, 1
+    for block in stored_blocks(stored):
+        checksum = isal_zlib.crc32(block, checksum)
+        adler = isal_zlib.adler32(block, adler)
+    is_gzip = stored.packing == "gzip"
+    trailer = struct.pack("<II", checksum, stored.n_bytes % 2**32) if is_gzip else struct.pack(">I", adler)
     with open(stored.path, "rb") as source:
-        source.seek(-8, os.SEEK_END)
-        checksum, length = struct.unpack("<II", source.read(8))
-        source.seek(stored.offset)
-        if length != stored.n_bytes % 2**32 or not _skip_gzip_header(source):
+        source.seek(-len(trailer), os.SEEK_END)
+        left = source.tell()
+        if source.read() != trailer:
             return False
+        source.seek(stored.offset)
+        _skip_gzip_header(source) if is_gzip else source.seek(2, os.SEEK_CUR)
+        left -= source.tell()
         with open(target, "wb") as file:
             file.write(b"\x1f\x8b\x08" + bytes(6) + b"\xff")  # no name, no time, unknown system
             file.write(struct.pack("<BHH", 0, len(start), len(start) ^ 0xFFFF) + start)
-            left = size - 8 - source.tell()
             while left and (block := source.read(min(_BLOCK_BYTES, left))):
                 file.write(block)
                 left -= len(block)
@@ -173,12 +180,10 @@ def _unpacked(file: BinaryIO, packing: str) -> Iterator[bytes]:
         yield block
 
 
-def _skip_gzip_header(source: BinaryIO) -> bool:
-    """Go to where the compressed bytes begin (RFC 1952, 2.3); False: it is no gzip stream."""
-    head = source.read(10)
-    if head[:3] != b"\x1f\x8b\x08":
-        return False
-    has_checksum, has_more, has_name, has_comment = (head[3] & bit for bit in (2, 4, 8, 16))
+def _skip_gzip_header(source: BinaryIO) -> None:
+    """Go to where the compressed bytes begin (RFC 1952, 2.3)."""
+    flags = source.read(10)[3]
+    has_checksum, has_more, has_name, has_comment = (flags & bit for bit in (2, 4, 8, 16))
     if has_more:
         source.seek(int.from_bytes(source.read(2), "little"), os.SEEK_CUR)
     for _ in range(bool(has_name) + bool(has_comment)):
@@ -186,4 +191,3 @@ def _skip_gzip_header(source: BinaryIO) -> bool:
             pass
     if has_checksum:
         source.seek(2, os.SEEK_CUR)
-    return True

@@ -52,7 +52,10 @@ def gzip_file(content: bytes, flags: int, fields: bytes) -> bytes:
     deflate = zlib.compressobj(wbits=-15)
     packed = deflate.compress(content) + deflate.flush()
     trailer = zlib.crc32(content).to_bytes(4, "little") + len(content).to_bytes(4, "little")
-    return b"\x1f\x8b\x08" + bytes([flags]) + bytes(6) + fields + packed + trailer
+    header = b"\x1f\x8b\x08" + bytes([flags]) + bytes(6) + fields
+    if flags & 2:
+        header += zlib.crc32(header).to_bytes(4, "little")[:2]
+    return header + packed + trailer
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "f8"])
@@ -79,25 +82,50 @@ def test_a_rewritten_file_holds_the_same_voxels_in_the_same_place(tmp_path, endi
         (8, b"name\0"),
         (16, b"comment\0"),
         (4, b"\x03\0abc"),
-        (2, b"hc"),
-        (30, b"\x01\0xname\0words\0hc"),
+        (2, b""),
+        (30, b"\x01\0xname\0words\0"),
     ],
 )
 def test_voxels_packed_by_gzip_stay_packed_and_their_checksum_holds(tmp_path, flags, fields):
     packed = gzip_file(numbers().tobytes("F"), flags, fields)
     rewrite(nrrd(tmp_path / "a.nrrd", packed), tmp_path / "b.nii.gz")
     written = (tmp_path / "b.nii.gz").read_bytes()
-    assert packed[10 + len(fields) : -8] in written
+    assert packed[10 + len(fields) + (flags & 2) : -8] in written
     assert gzip.decompress(written)[352:] == numbers().tobytes("F")  # it checks checksum and length
 
 
-def test_damage_in_packed_voxels_shows_in_the_target(tmp_path):
+@pytest.mark.parametrize("ending", [".nrrd", ".mha"])
+def test_damage_in_packed_voxels_is_refused(tmp_path, ending):
     noise = np.random.default_rng(0).integers(-9999, 9999, SHAPE, np.int16)
-    packed = bytearray(gzip_file(noise.tobytes("F"), 0, b""))
-    packed[len(packed) // 2] ^= 1
-    rewrite(nrrd(tmp_path / "a.nrrd", bytes(packed)), tmp_path / "b.nii.gz")
-    with pytest.raises(SamnnError, match=r"b\.nii\.gz"):
-        read_volume(tmp_path / "b.nii.gz")
+    source = itk_file(tmp_path / f"a{ending}", noise, True)
+    content = bytearray(source.read_bytes())
+    content[-100] ^= 1
+    source.write_bytes(content)
+    with pytest.raises(SamnnError, match=rf"a{ending}: its voxels cannot be decompressed"):
+        rewrite(source, tmp_path / "b.nii.gz")
+    assert not (tmp_path / "b.nii.gz").exists()
+
+
+def test_packed_voxels_of_a_metaimage_file_stay_packed_and_get_their_checksum(tmp_path):
+    source = itk_file(tmp_path / "a.mha", numbers(), True).read_bytes()
+    rewrite(tmp_path / "a.mha", tmp_path / "b.nii.gz")
+    written = (tmp_path / "b.nii.gz").read_bytes()
+    assert source[source.index(b"LOCAL\n") + 8 : -4] in written
+    assert gzip.decompress(written)[352:] == numbers().tobytes("F")
+
+
+def test_bytes_after_the_packed_voxels_do_not_come_along(tmp_path):
+    for ending in (".mha", ".nrrd"):
+        source = itk_file(tmp_path / f"a{ending}", numbers(), True)
+        source.write_bytes(source.read_bytes() + bytes(4))
+        rewrite(source, tmp_path / "b.nii.gz")
+        assert gzip.decompress((tmp_path / "b.nii.gz").read_bytes())[352:] == numbers().tobytes("F")
+
+
+def test_a_grid_too_large_for_nifti_is_refused(tmp_path):
+    source = itk_file(tmp_path / "a.mha", np.zeros((1, 40000, 1), np.uint8), True)
+    with pytest.raises(SamnnError, match="no more than 32767 along an axis"):
+        rewrite(source, tmp_path / "b.nii.gz")
 
 
 def test_gzip_of_several_members_is_unpacked(tmp_path):
