@@ -36,8 +36,10 @@ def rewrite(source: Path, target: Path, *, like: Path | None = None) -> None:
         SamnnError: as `read_volume` and `write_volume`, or the shape is not that of `like`.
     """
     found = read_header(source)
-    header = header_for(source, found.grid) if like is None else load_nifti(like).header.copy()
-    if header.get_data_shape() != found.grid.shape:
+    header = header_for(source, found.grid) if like is None else load_nifti(like).header
+    header = header.as_byteswapped("<")  # as the blocks are
+    ones = (1,) * (len(header.get_data_shape()) - found.grid.n_dims)  # SimpleITK leaves such axes out
+    if header.get_data_shape() != found.grid.shape + ones:
         raise SamnnError(f"{source}: shape {found.grid.shape} does not fit the header of {like}.")
     blocks = _blocks(source, found)
     if blocks is None:
@@ -60,7 +62,9 @@ def _blocks(path: Path, header: Header) -> Iterator[np.ndarray] | None:
     else:
         dtype, stored = header.dtype, find_stored(path, header.grid.shape, header.dtype)
         blocks = stored and stored_blocks(stored)
-    return blocks and (np.frombuffer(block, dtype).astype(header.dtype, copy=False) for block in blocks)
+    return blocks and (
+        np.frombuffer(block, dtype).astype(header.dtype.newbyteorder("<"), copy=False) for block in blocks
+    )
 
 
 def _values(voxels: np.ndarray) -> set[int]:

@@ -180,6 +180,24 @@ def test_what_only_itk_can_read_is_left_to_it(tmp_path):
         np.testing.assert_array_equal(read_volume(tmp_path / "b.nii.gz").voxels, numbers())
 
 
+@pytest.mark.parametrize("kind", ["big-endian", "with a fourth axis of one"])
+def test_under_the_header_of_another_file_the_voxels_are_right_whatever_its_kind(tmp_path, kind):
+    header = nibabel.Nifti1Header(endianness=">" if kind == "big-endian" else "<")
+    shape = SHAPE if kind == "big-endian" else (*SHAPE, 1)
+    header.set_data_dtype(np.float32)
+    nibabel.save(
+        nibabel.Nifti1Image(np.zeros(shape, "f4"), np.diag([2, 3, 4, 1]), header), tmp_path / "like.nii.gz"
+    )
+    for source in (
+        itk_file(tmp_path / "a.nrrd", numbers(), True),
+        itk_file(tmp_path / "a.nii", numbers(), False),
+    ):
+        rewrite(source, tmp_path / "b.nii.gz", like=tmp_path / "like.nii.gz")
+        written = nibabel.load(tmp_path / "b.nii.gz")
+        assert written.shape == shape and np.array_equal(written.affine, np.diag([2, 3, 4, 1]))
+        np.testing.assert_array_equal(np.asarray(written.dataobj).reshape(SHAPE), numbers())
+
+
 def test_another_shape_than_that_of_the_header_to_use_is_refused(tmp_path):
     itk_file(tmp_path / "like.nii.gz", numbers()[:, :, :2], True)
     with pytest.raises(SamnnError, match="does not fit the header"):
