@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,17 +37,16 @@ def compare(
     Raises:
         SamnnError: what is wrong, or in what the methods differ.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        methods = load_methods(
-            sources,
-            reference=reference,
-            names=names,
-            tolerance_mm=tolerance_mm,
-            labels=labels,
-            workers=workers,
-            cache_folder=(Path(scratch) if out is None else Path(out)) / "metrics",
-            show_progress=show_progress,
-        )
+    methods = load_methods(
+        sources,
+        reference=reference,
+        names=names,
+        tolerance_mm=tolerance_mm,
+        labels=labels,
+        workers=workers,
+        cache_folder=None if out is None else Path(out) / "metrics",
+        show_progress=show_progress,
+    )
     _refuse_metrics(methods, metrics)
     comparison = Comparison(methods, tuple(metrics), group, None)
     if group is None:
