@@ -99,6 +99,9 @@ def _markdown(tables: dict[str, pandas.DataFrame]) -> str:
     blocks = []
     for title, table in tables.items():
         lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
-        rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+        rows = [
+            "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |"
+            for line in lines
+        ]
         blocks.append("\n".join([f"## {title}", "", *rows]))
     return "\n\n".join(blocks) + "\n"

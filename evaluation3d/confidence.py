@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,12 @@ def confidence_beside(
             "none. Predict them with --npz or --save_probabilities.",
         )
     kept = folder / f"{key_of_cases(saved)[:16]}.json"
-    if (confidence := _read(kept)) is None:
+    if (confidence := _read(kept, saved.labels.classes)) is None:
         if show_progress:
             Console(stderr=True).print(f"{name}, saved probabilities:", highlight=False, markup=False)
         confidence = _measure(saved, workers=workers, show_progress=show_progress)
-        write_json(kept, {"classes": confidence.classes, "note": confidence.note})
+        if confidence.classes:
+            write_json(kept, {"classes": confidence.classes})
     return confidence
 
 
@@ -145,12 +146,18 @@ def _mean(values: list[float]) -> float | None:
     return statistics.fmean(defined) if defined else None
 
 
-def _read(kept: Path) -> Confidence | None:
+def _read(kept: Path, classes: Collection[str]) -> Confidence | None:
     """What an earlier run kept; None where there is nothing, or it is damaged."""
     try:
-        return Confidence(**json.loads(kept.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = Confidence(**json.loads(kept.read_text(encoding="utf-8")))
+        if found.classes and set(found.classes) != set(classes):
+            return None
+        for entry in found.classes.values():
+            if not set(entry) >= {"reliability", *_metrics()}:
+                return None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
+    return found
 
 
 def _one_line(error: SamnnError) -> str:

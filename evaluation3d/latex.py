@@ -82,5 +82,5 @@ def _row(cells: object) -> str:
 
 def escaped(text: str) -> str:
     """Escape what LaTeX reads as commands; a minus before a number becomes one."""
-    plain = "".join(LATEX.get(letter, letter) for letter in text)
+    plain = "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
     return re.sub(r"(?<![\w-])-(?=\d)", "$-$", plain)

@@ -13,6 +13,7 @@ from .cautions import cautions_of
 from .comparison import Comparison
 from .display import display_tables, letters_of
 from .figures import differences_figure, ranks_figure, reliability_figure, values_figure
+from .results import DATASET
 from .slices import chosen_cases, draw_case
 from .summary import EMPTY_MASK_POLICY
 
@@ -39,6 +40,9 @@ def render_report(comparison: Comparison, pictures: Path) -> str:
         comparison=comparison,
         cautions=cautions_of(comparison),
         letters=letters_of(comparison),
+        dataset=next(
+            (part for part in Path(comparison.settings["reference"]).parts if DATASET.fullmatch(part)), None
+        ),
         sources={method.name: method.source for method in comparison.methods},
         tables=tables,
         figures=figures,

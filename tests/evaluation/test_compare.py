@@ -261,6 +261,26 @@ def test_a_second_run_decodes_nothing_and_prints_the_same_and_a_changed_file_onl
     assert (tmp_path / "out" / "report.html").read_bytes() != first
 
 
+def test_kept_metrics_that_are_damaged_are_computed_again(methods, tmp_path, capsys):
+    first = compare(methods, out=tmp_path / "out").tables["pairs"]
+    kept = sorted((tmp_path / "out" / "metrics").glob("*/metrics.csv"))
+    kept[0].write_text(kept[0].read_text().replace("0.9,", "0.99,"))
+    kept[1].with_name("summary.json").write_text("{")
+    pandas.testing.assert_frame_equal(compare(methods, out=tmp_path / "out").tables["pairs"], first)
+    assert capsys.readouterr().err.count("is damaged, and is computed again") == 2
+
+
+def test_finished_cases_outlive_a_failure(copied, tmp_path, write_labels):
+    bad = copied[0] / "fold_1" / "validation" / f"{CASES[1]}.nii.gz"
+    good = bad.read_bytes()
+    write_labels(bad, np.full((20, 16, 12), 9, np.uint8))
+    with pytest.raises(SamnnError, match="5 of 6 cases are finished and kept"):
+        compare(copied, out=tmp_path / "out")
+    bad.write_bytes(good)
+    compare(copied, out=tmp_path / "out")
+    assert not list((tmp_path / "out" / "metrics").glob("unfinished*"))
+
+
 # ---- the output
 
 
@@ -351,9 +371,10 @@ def test_every_table_is_there_as_csv_json_markdown_and_latex(finished):
     assert content["settings"]["family"] == comparison.settings["family"]
     markdown, latex = (out / "tables" / "tables.md").read_text(), (out / "tables" / "tables.tex").read_text()
     assert len(re.findall("^## ", markdown, re.MULTILINE)) == 5
-    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 5
-    rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == sum(len(t) + 1 for name, t in comparison.tables.items() if name != "values")
+    # names, methods, failures, and for each of three metrics description, differences and ranking
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 12
+    n_rows = sum(len(t) for name, t in comparison.tables.items() if name != "values")
+    assert len([line for line in latex.splitlines() if line.endswith(r"\\")]) == 12 + 2 + n_rows
 
 
 # ---- what is refused
