@@ -31,6 +31,8 @@ def check_comparison_target(out: Path) -> None:
         SamnnError: the reason, and what to do.
     """
     check_target(out)
+    if any(out.glob("fold_*")):
+        raise SamnnError(f"{out}: is a results folder of nnU-Net. Choose another -o.")
     signed = {
         "report.html": out / "report.html",
         "comparison.json": out / "comparison.json",

@@ -48,13 +48,18 @@ def confidence_of_summary(summary: dict[str, Any]) -> Confidence:
     """What an evaluation of saved probabilities wrote down; no class where label maps were evaluated."""
     if not summary.get("from_probabilities"):
         return Confidence({})
-    return Confidence(
-        {
-            name: {"reliability": entry["reliability"]}
-            | {metric: entry["metrics"][metric]["mean"] for metric in _metrics()}
-            for name, entry in summary["classes"].items()
-        }
-    )
+    try:
+        return Confidence(
+            {
+                name: {"reliability": entry["reliability"]}
+                | {metric: entry["metrics"][metric]["mean"] for metric in _metrics()}
+                for name, entry in summary["classes"].items()
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise SamnnError(
+            f"The summary.json of {summary['prediction']} says it is of probabilities, but lacks {error}. Evaluate again."
+        ) from error
 
 
 def confidence_beside(

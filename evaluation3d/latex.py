@@ -16,8 +16,15 @@ LEFT_OUT = {
     "Methods": {"name", "folds", "device"},
     "Failures": {"missed in", "false in"},
     "Each method": {"IQR", "worst case"},
-    "Paired differences": {"patients", "p Wilcoxon", "p permutation", "wins : ties : losses", "note"},
-    "Ranking": {"left out", "score"},
+    "Paired differences": {
+        "left out",
+        "patients",
+        "p Wilcoxon",
+        "p permutation",
+        "wins : ties : losses",
+        "note",
+    },
+    "Ranking": {"left out", "score", "tau quartiles"},
     "Calibration": {"voxels"},
 }
 RANKS_SHOWN = 3  # of the shares of ranks
@@ -62,6 +69,7 @@ def _tabular(title: str, table: pandas.DataFrame, left_out: set[str]) -> str:
     alignment = "".join("l" if column in WORDS else "r" for column in kept)
     lines = [
         f"% {' '.join(title.split())}",
+        r"\begingroup\footnotesize\setlength{\tabcolsep}{3pt}",
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
         _row(kept),
@@ -73,7 +81,7 @@ def _tabular(title: str, table: pandas.DataFrame, left_out: set[str]) -> str:
             lines.append(r"\addlinespace")
         before = row.get("class")
         lines.append(_row(row.values()))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\endgroup", ""])
 
 
 def _row(cells: object) -> str:

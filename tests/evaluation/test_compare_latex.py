@@ -41,7 +41,17 @@ def tabulars(text: str) -> list[tuple[str, list[str]]]:
         elif line.endswith(r" \\"):
             found[-1][1].append(line.removesuffix(r" \\"))
         else:
-            rules = ("", r"\toprule", r"\midrule", r"\addlinespace", r"\bottomrule", r"\end{tabular}")
+            small = r"\begingroup\footnotesize\setlength{\tabcolsep}{3pt}"
+            rules = (
+                small,
+                r"\endgroup",
+                "",
+                r"\toprule",
+                r"\midrule",
+                r"\addlinespace",
+                r"\bottomrule",
+                r"\end{tabular}",
+            )
             assert line.startswith("%") or line in rules
     return found
 
