@@ -37,6 +37,7 @@ def compare(
     Raises:
         SamnnError: what is wrong, or in what the methods differ.
     """
+    pattern = None if group is None else _pattern(group)
     methods = load_methods(
         sources,
         reference=reference,
@@ -49,9 +50,9 @@ def compare(
     )
     _refuse_metrics(methods, metrics)
     comparison = Comparison(methods, tuple(metrics), group, None)
-    if group is None:
+    if pattern is None:
         return comparison
-    return Comparison(methods, tuple(metrics), group, _groups(comparison.cases, group))
+    return Comparison(methods, tuple(metrics), group, _groups(comparison.cases, pattern))
 
 
 def _refuse_metrics(methods: Sequence[Method], metrics: Sequence[str]) -> None:
@@ -77,16 +78,19 @@ def _refuse_metrics(methods: Sequence[Method], metrics: Sequence[str]) -> None:
         raise Problems("The metrics cannot be compared.", list(dict.fromkeys(problems)))
 
 
-def _groups(cases: list[str], group: str) -> np.ndarray:
+def _pattern(group: str) -> re.Pattern[str]:
     try:
-        pattern = re.compile(group)
+        return re.compile(group)
     except re.error as error:
         raise SamnnError(f"--group {group!r}: is no regular expression ({error}).") from error
+
+
+def _groups(cases: list[str], pattern: re.Pattern[str]) -> np.ndarray:
     matches = {case: pattern.search(case) for case in cases}
     found = {case: match and (match[1] if pattern.groups else match[0]) for case, match in matches.items()}
     if without := [case for case, patient in found.items() if not patient]:
         raise SamnnError(
-            f"--group {group!r}: finds no patient in {len(without)} cases: {', '.join(without[:8])}. "
+            f"--group {pattern.pattern!r}: finds no patient in {len(without)} cases: {', '.join(without[:8])}. "
             "Give an expression that matches every case's name."
         )
     return np.array(list(found.values()))

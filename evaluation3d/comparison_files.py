@@ -33,6 +33,9 @@ def check_comparison_target(out: Path) -> None:
     check_target(out)
     if any(out.glob("fold_*")):
         raise SamnnError(f"{out}: is a results folder of nnU-Net. Choose another -o.")
+    for name in ("metrics", "pictures", "tables"):
+        if (out / name).exists() and not (out / name).is_dir():
+            raise SamnnError(f"{out / name}: is a file where a folder is needed. Choose another -o.")
     signed = {
         "report.html": out / "report.html",
         "comparison.json": out / "comparison.json",

@@ -1,4 +1,4 @@
-"""The tables of a comparison for a paper: LaTeX with booktabs, with the columns that fit on a page."""
+"""The tables of a comparison for a paper: LaTeX with booktabs, with the columns a page has room for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pandas
 
 HEADER = r"""% Written by samnn compare. Needs \usepackage{booktabs}; letters that are not Latin need LuaLaTeX or XeLaTeX.
-% The columns that fit on a page; all of them, unrounded, are in the .csv files beside this one.
+% The columns a page has room for; all of them, unrounded, are in the .csv files beside this one.
 """
 # What a page has no room for: names of cases, and what the others say already.
 LEFT_OUT = {

@@ -430,7 +430,7 @@ def compare(
         methods,
         reference=reference,
         names=names.split(",") if names is not None else None,
-        metrics=metrics.split(","),
+        metrics=[metric.strip() for metric in metrics.split(",")],
         group=group,
         tolerance_mm=tolerance_mm,
         labels=labels,
