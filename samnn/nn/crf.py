@@ -116,7 +116,11 @@ class MeanFieldCRF(nn.Module):
             unary = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
             spacing = self._spacing(spacing_mm, unary)
             bands = [self._band(axis, length, spacing) for axis, length in enumerate(spatial)]
-            mass = _mass(bands) if self.kernel == "dense" else None
+            scale = self.smoothness_weight.to(unary)
+            if self.kernel == "dense":
+                scale = scale / _mass(bands)
+            else:  # the same on a small matrix instead of every voxel
+                bands[0] = scale * bands[0]
             pull = None if image is None else self._bilateral(image.to(unary), spacing)
             binary = self.regions or unary.shape[1] == 1
 
@@ -124,7 +128,9 @@ class MeanFieldCRF(nn.Module):
             for _ in range(self.n_iter):
                 # Of a binary label, p − (1 − p) = tanh(x / 2) is all that its two classes differ in.
                 belief = torch.tanh(x / 2) if binary else F.softmax(x, 1)
-                x = unary + self.smoothness_weight.to(x) * self._smoothed(belief, bands, mass)
+                x = unary + (
+                    _dense(belief, bands) * scale if self.kernel == "dense" else _product(belief, bands)
+                )
                 if pull is not None:
                     x = x + self.appearance_weight.to(x) * self._pulled(belief, *pull)
             if self.returns == "logits":
@@ -158,18 +164,6 @@ class MeanFieldCRF(nn.Module):
         distance_mm = steps * spacing[:, axis, None, None]
         inv_theta = self.inv_smoothness_theta[axis].to(spacing)
         return torch.exp(-0.5 * (distance_mm * inv_theta).square()) * is_neighbour
-
-    def _smoothed(self, belief: Tensor, bands: list[Tensor], mass: Tensor | None) -> Tensor:
-        """Σ_j k(i, j) belief_j, for the dense kernel divided by its mass: (B, C, *spatial)."""
-        if mass is None:
-            for axis, band in enumerate(bands):
-                belief = _along(axis, band, belief)
-            return belief
-        # With G = 1 + band, the sum is (… G_1 G_0 − 1) belief, here without the cancellation.
-        message = torch.zeros_like(belief)
-        for axis, band in enumerate(bands):
-            message = message + _along(axis, band, belief + message)
-        return message / mass
 
     # ---- appearance: bilateral weights in a small window
 
@@ -265,6 +259,21 @@ def _along(axis: int, band: Tensor, x: Tensor) -> Tensor:
         return (band[0] @ columns).reshape(shape)
     columns = x.reshape(len(x), -1, shape[dim], shape[dim + 1 :].numel())
     return (band[:, None] @ columns).reshape(shape)
+
+
+def _product(belief: Tensor, bands: list[Tensor]) -> Tensor:
+    """Σ_j k(i, j) belief_j over the voxels that share no coordinate: one axis after the other, (B, C, *spatial)."""
+    for axis, band in enumerate(bands):
+        belief = _along(axis, band, belief)
+    return belief
+
+
+def _dense(belief: Tensor, bands: list[Tensor]) -> Tensor:
+    """Σ_j k(i, j) belief_j over all but the voxel itself: (… (1 + band_1) (1 + band_0) − 1) belief, never subtracting."""
+    message = _along(0, bands[0], belief)
+    for axis, band in enumerate(bands[1:], 1):
+        message = message + _along(axis, band, belief + message)
+    return message
 
 
 def _mass(bands: list[Tensor]) -> Tensor:
