@@ -1,14 +1,17 @@
 """`samnn crf` refines saved probabilities: its numbers are the layer's, its files those other commands read."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from typer.testing import CliRunner
 
+from samnn.apply_crf import Settings, apply_crf
+from samnn.cli import app
+from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume, read_labels, write_volume
 from samnn.nn.crf import MeanFieldCRF
@@ -19,10 +22,9 @@ REGIONS = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_cla
 CLASSES = {"labels": {"background": 0, "heart": 1, "aorta": 2}}
 
 
-def crf(*args: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "samnn.cli", "crf", *map(str, args)], capture_output=True, text=True
-    )
+def crf(*args: object) -> str:
+    """The command in this process, which has torch already; → what it prints. Errors are raised."""
+    return CliRunner().invoke(app, ["crf", *map(str, args)], catch_exceptions=False).stdout
 
 
 def predictions(folder: Path, content: dict, *, n_cases: int = 1) -> dict[str, np.ndarray]:
@@ -45,8 +47,7 @@ def predictions(folder: Path, content: dict, *, n_cases: int = 1) -> dict[str, n
 def test_classes_equal_the_layer_on_the_spacing_of_the_file(tmp_path: Path) -> None:
     p = predictions(tmp_path / "in", CLASSES)["case_0"]
     options = ("--weight", 2, "--bandwidth-mm", 1.5, "--kernel", "dense", "--save-probabilities")
-    done = crf(tmp_path / "in", tmp_path / "out", *options)
-    assert done.returncode == 0, done.stderr
+    crf(tmp_path / "in", tmp_path / "out", *options)
     layer = MeanFieldCRF(3, smoothness_weight=2, smoothness_theta=1.5, kernel="dense", returns="proba")
     expected = layer(torch.from_numpy(p).log()[None], SPACING[::-1])[0].detach().numpy()
     with np.load(tmp_path / "out" / "case_0.npz") as stored:
@@ -63,12 +64,10 @@ def test_regions_images_and_a_grid_from_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     image = np.random.default_rng(1).normal(0, 40, GRID.shape).astype(np.float32)
     write_volume(tmp_path / "images" / "case_0_0000.nii.gz", Volume(image, GRID))
-    lost = crf(tmp_path / "in", tmp_path / "out")
-    assert lost.returncode == 1
-    assert "its grid is not known" in lost.stderr and "--like" in lost.stderr
+    with pytest.raises(SamnnError, match=r"its grid is not known.*--like"):
+        crf(tmp_path / "in", tmp_path / "out")
     options = ("--like", tmp_path / "images", "--images", tmp_path / "images", "--intensity", 50)
-    done = crf(tmp_path / "in", tmp_path / "out", *options)
-    assert done.returncode == 0, done.stderr
+    crf(tmp_path / "in", tmp_path / "out", *options)
     layer = MeanFieldCRF(3, regions=True, appearance_weight=1.0, appearance_theta=3.0, intensity_theta=50.0)
     seen = torch.from_numpy(image.transpose().copy())[None, None]
     refined = layer(torch.logit(torch.from_numpy(p))[None], SPACING[::-1], seen)[0].detach().numpy()
@@ -81,17 +80,16 @@ def test_regions_images_and_a_grid_from_elsewhere(tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing_and_a_second_run_goes_on(tmp_path: Path) -> None:
     predictions(tmp_path / "in", CLASSES, n_cases=2)
     out = tmp_path / "out"
-    dry = crf(tmp_path / "in", out, "--dry-run")
-    assert dry.returncode == 0 and "2 of 2 cases to do" in dry.stdout and not out.exists()
-    assert crf(tmp_path / "in", out).returncode == 0
+    assert "2 of 2 cases to do" in crf(tmp_path / "in", out, "--dry-run") and not out.exists()
+    crf(tmp_path / "in", out)
     (out / "case_1.nii.gz").unlink()
     first = (out / "case_0.nii.gz").stat().st_mtime_ns
-    again = crf(tmp_path / "in", out)
-    assert "1 cases were finished before" in again.stdout and (out / "case_1.nii.gz").is_file()
-    assert (out / "case_0.nii.gz").stat().st_mtime_ns == first
-    other = crf(tmp_path / "in", out, "--weight", 3)
-    assert other.returncode == 1 and "other settings" in other.stderr and "--overwrite" in other.stderr
-    assert crf(tmp_path / "in", out, "--weight", 3, "--overwrite").returncode == 0
+    assert "1 cases were finished before" in crf(tmp_path / "in", out)
+    assert (out / "case_1.nii.gz").is_file() and (out / "case_0.nii.gz").stat().st_mtime_ns == first
+    with pytest.raises(SamnnError, match=r"other settings.*--overwrite"):
+        crf(tmp_path / "in", out, "--weight", 3)
+    crf(tmp_path / "in", out, "--weight", 3, "--overwrite")
+    assert json.loads((out / "crf.json").read_text())["settings"]["smoothness_weight"] == 3
 
 
 @pytest.mark.parametrize(
@@ -114,11 +112,6 @@ def test_a_dry_run_writes_nothing_and_a_second_run_goes_on(tmp_path: Path) -> No
     ids=["empty", "no-labels", "damaged", "shape", "sum"],
 )
 def test_bad_input_is_named(tmp_path: Path, break_it: object, message: str) -> None:
-    from rich.console import Console
-
-    from samnn.apply_crf import Settings, apply_crf
-    from samnn.errors import SamnnError
-
     folder = tmp_path / "deep" / "down" / "in"
     folder.parent.mkdir(parents=True)
     predictions(folder, CLASSES)
@@ -126,12 +119,14 @@ def test_bad_input_is_named(tmp_path: Path, break_it: object, message: str) -> N
     with pytest.raises(SamnnError) as error:
         apply_crf(folder, tmp_path / "out", Settings(), console=Console())
     assert message in str(error.value)
-    assert not list((tmp_path / "out").glob("*.nii.gz")) if (tmp_path / "out").exists() else True
+    assert not list(tmp_path.glob("out/*.nii.gz"))
 
 
 def test_the_probabilities_own_folder_and_foreign_files_stay(tmp_path: Path) -> None:
     predictions(tmp_path / "in", CLASSES)
-    assert "holds the probabilities themselves" in crf(tmp_path / "in", tmp_path / "in").stderr
+    with pytest.raises(SamnnError, match="holds the probabilities themselves"):
+        crf(tmp_path / "in", tmp_path / "in")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("all of it")
-    assert "did not write" in crf(tmp_path / "in", tmp_path / "other", "--overwrite").stderr
+    with pytest.raises(SamnnError, match="did not write"):
+        crf(tmp_path / "in", tmp_path / "other", "--overwrite")
