@@ -59,7 +59,10 @@ def test_the_stock_commands_train_and_predict_with_a_crf(
     assert learned.keys() == plain.network.state_dict().keys() | CRF_KEYS
     assert learned["crf.seg_layers.smoothness_weight"] != 1  # its start
     log = next(fold.glob("training_log*.txt")).read_text()
-    assert len(re.findall(r"CRF: smoothness_weight \d\.\d+, smoothness_theta_mm \[\S+ \S+\]", log)) == 2
+    assert (
+        len(re.findall(r"CRF: smoothness_weight \d\.\d{4}, smoothness_theta_mm \d\.\d{4} × \d\.\d{4}", log))
+        == 2
+    )
     settings = json.loads((fold / "settings.json").read_text())["settings"]
     assert settings["crf_kernel"] == {"value": "crfseg", "source": "suffix _CRF"}
     assert settings["crf_parameters"]["value"] == {"smoothness_weight": 1, "smoothness_theta_mm": [1, 1]}
