@@ -81,7 +81,7 @@ class CRF(SamnnTrainer):
         """nnU-Net's hook; logs what the CRF has learned."""
         super().on_train_epoch_end(train_outputs)
         learned = self.crf.learned()
-        words = [f"{name} {' × '.join(f'{n:.4f}' for n in np.atleast_1d(v))}" for name, v in learned.items()]
+        words = [f"{name} {' x '.join(f'{n:.4f}' for n in np.atleast_1d(v))}" for name, v in learned.items()]
         self.print_to_log_file(f"CRF: {', '.join(words)}")
         for logger in self.logger.loggers:  # nnU-Net's own list of values is a fixed one
             for name, value in learned.items():

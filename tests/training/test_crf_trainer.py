@@ -60,7 +60,7 @@ def test_the_stock_commands_train_and_predict_with_a_crf(
     assert learned["crf.seg_layers.smoothness_weight"] != 1  # its start
     log = next(fold.glob("training_log*.txt")).read_text()
     assert (
-        len(re.findall(r"CRF: smoothness_weight \d\.\d{4}, smoothness_theta_mm \d\.\d{4} × \d\.\d{4}", log))
+        len(re.findall(r"CRF: smoothness_weight \d\.\d{4}, smoothness_theta_mm \d\.\d{4} x \d\.\d{4}", log))
         == 2
     )
     settings = json.loads((fold / "settings.json").read_text())["settings"]
