@@ -169,15 +169,12 @@ class MeanFieldCRF(nn.Module):
 
     def _bilateral(self, image: Tensor, spacing: Tensor) -> tuple[list[Tensor], Tensor]:
         """The weight of the neighbour at each offset of the window, and their sum inside the volume: (B, 1, *spatial)."""
+        per_mm, per_intensity = self.inv_appearance_theta.to(spacing), self.inv_intensity_theta.to(spacing)
         weights = []
         for offset, moved in self._neighbours(image):
-            steps = (
-                spacing.new_tensor(offset) * spacing * self.inv_appearance_theta.to(spacing)
-            )  # (B or 1, n)
+            steps = spacing.new_tensor(offset) * spacing * per_mm  # (B or 1, axes), in bandwidths
             apart = steps.square().sum(1).view(-1, *[1] * (image.ndim - 1))
-            unlike = (moved - image).square().sum(1, keepdim=True) * self.inv_intensity_theta.to(
-                spacing
-            ).square()
+            unlike = ((moved - image) * per_intensity).square().sum(1, keepdim=True)
             weights.append(torch.exp(-0.5 * (apart + unlike)))
         inside = torch.ones_like(image[:, :1])
         return weights, _total(weights, self._neighbours(inside), inside).clamp_min(NO_NEIGHBOUR)
