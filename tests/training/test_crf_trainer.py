@@ -136,13 +136,10 @@ def test_a_trainer_of_ones_own_can_switch_on_the_appearance_term(make_trainer: C
     assert trainer.settings()["crf_intensity"]["value"] == 0.5
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerENet_CRF_2epochs_3iters_seed3", FINETUNE])
-def test_stopped_and_continued_equals_undisturbed(
-    make_trainer: Callable, base: Path, tmp_path: Path, name: str
-) -> None:
-    whole = make_trainer(name)
+def test_stopped_and_continued_equals_undisturbed(make_trainer: Callable, base: Path) -> None:
+    whole = make_trainer(FINETUNE)
     whole.run_training()
-    stopped = make_trainer(name)
+    stopped = make_trainer(FINETUNE)
     step = stopped.train_step
 
     def with_signal(batch: dict) -> dict:
@@ -153,7 +150,7 @@ def test_stopped_and_continued_equals_undisturbed(
     stopped.train_step = with_signal
     with pytest.raises(SystemExit):
         stopped.run_training()
-    resumed = make_trainer(name)
+    resumed = make_trainer(FINETUNE)
     resumed.load_checkpoint(str(Path(stopped.output_folder) / "checkpoint_latest.pth"))
     resumed.run_training()
     log, expected = resumed.logger.get_checkpoint(), whole.logger.get_checkpoint()
