@@ -219,7 +219,7 @@ def _checked_case(
             return None
         differences = _differences(grid, other, prediction)
         if differences and not (resample and other.n_dims == grid.n_dims and grid.touches(other)):
-            problems.append(_on_another_grid(reference, prediction, grid, other, differences, resample))
+            problems.append(_on_another_grid(reference, prediction, grid, other, differences))
             return None
     elif grid is not None:
         try:
@@ -248,14 +248,14 @@ def _differences(grid: Grid, other: Grid, prediction: Path) -> list[str]:
 
 
 def _on_another_grid(
-    reference: Path, prediction: Path, grid: Grid, other: Grid, differences: list[str], resample: bool
+    reference: Path, prediction: Path, grid: Grid, other: Grid, differences: list[str]
 ) -> str:
     if other.n_dims == grid.n_dims + 1:
         cure = "If its last axis are the probabilities of the classes, add --probabilities."
     elif other.n_dims != grid.n_dims:
         cure = "They are not of the same dimension."
-    elif resample:
-        cure = "They have no point in common."
+    elif not grid.touches(other):
+        cure = "They have no point in common: is this the prediction of another case?"
     else:
         cure = "--resample brings it onto the grid of the reference."
     return (

@@ -260,7 +260,7 @@ def _refuse_misleading(path: Path) -> None:
     except OSError as error:  # a name too long, a folder without permission
         raise SamnnError(f"{path}: cannot be looked up ({error.strerror}).") from error
     if not is_file:
-        raise SamnnError(f"{path}: no such file.")
+        raise SamnnError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}.")
     if path.name.endswith(".nii.gz") and path.with_suffix("").exists():
         raise SamnnError(
             f"{path}: {path.with_suffix('').name} lies beside it and would be read in its place. "
