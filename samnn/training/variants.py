@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from samnn.errors import SamnnError
-from samnn.training import options
+from samnn.training import options, samplers
 from samnn.training.base import SamnnTrainer
 
 
@@ -56,6 +56,16 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("GDL", "generalised Dice in the place of Dice", options.GDL),
     Option("fp32", "no autocast", options.fp32),
+    Option(
+        "AdaptiveSampler",
+        "patches without foreground are kept more and more often: with probability epoch/epochs",
+        samplers.AdaptiveSampler,
+    ),
+    Option(
+        "ClassBalanced",
+        "forced-foreground patches draw rare classes more often: by inverse frequency",
+        samplers.ClassBalanced,
+    ),
     Option("<N>epochs", "epochs instead of nnU-Net's 1000", attribute="epochs"),
     Option(
         "<N>iters",
