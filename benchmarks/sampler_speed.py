@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -28,14 +29,14 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from samnn.training.occupancy import occupancy_of
-from samnn.training.samplers import SampledLoader
+from samnn.training.sampled_loader import SampledLoader
 
 # name → shape of a case, patch, batch size; slices or voxels with foreground are a fifth of each axis
 SETTINGS = {
     "2D, small (35 × 50 × 36, patch 56 × 40)": ((36, 50, 35), (56, 40), 58),
-    "2D, large (120 × 320 × 320, patch 256 × 256)": ((120, 320, 320), (256, 256), 12),
+    "2D, large (80 × 320 × 320, patch 256 × 256)": ((80, 320, 320), (256, 256), 12),
     "3D, small (48 × 56 × 48, patch 40 × 56 × 40)": ((48, 56, 48), (40, 56, 40), 9),
-    "3D, large (160 × 256 × 256, patch 64 × 128 × 128)": ((160, 256, 256), (64, 128, 128), 2),
+    "3D, large (128 × 240 × 240, patch 64 × 128 × 128)": ((128, 240, 240), (64, 128, 128), 2),
 }
 
 
@@ -44,7 +45,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--batches", type=int, default=20, help="of each loader (default 20)")
-    parser.add_argument("--cases", type=int, nargs="+", default=[10, 1000], help="default: 10 1000")
+    parser.add_argument("--cases", type=int, nargs="+", default=[10, 300], help="default: 10 300")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     for name, (shape, patch, batch_size) in SETTINGS.items():
@@ -73,6 +74,7 @@ def measured(
     finding: tuple[list[float], list[float]] = ([], [])
     for i in range(n_batches + 1):
         for loader, batch_s, place_s in zip(loaders, whole, finding, strict=True):
+            random.seed(i)
             np.random.seed(i)
             spent = []
             plain = type(loader).get_bbox

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ class Occupancy:
     are exact. A block has one bit a label: whether any of its voxels has it. All voxels were looked at, unlike in
     nnU-Net's `class_locations`, which keep 10,000 or 1 % of a class and cannot prove that a box is empty.
 
-    A file holds the blocks of all cases, then a description in JSON, then its length in 8 bytes (little-endian). It is
-    mapped into memory, so that processes share it and a look reads a few kB, however many cases there are.
+    A file holds for each case its blocks and a byte for each layer of them along each axis (whether it holds any
+    label); then a description in JSON, then its length in 8 bytes (little-endian). It is mapped into memory, so that
+    processes share it and a look reads a few kB, however many cases there are.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,10 +48,13 @@ class Occupancy:
         self.block: tuple[int, ...] = tuple(self.description["block"])
         self.labels: list[int] = self.description["labels"]
         self._blocks: dict[str, np.ndarray] = {}
+        self._layers: dict[str, list[np.ndarray]] = {}
         self._voxels: dict[str, np.ndarray] = {}
         for case, entry in self.description["cases"].items():
             shape, first = entry["shape"], entry["first_byte"]
-            self._blocks[case] = content[first : first + int(np.prod(shape))].reshape(shape)
+            *layers, end = np.cumsum([first, np.prod(shape), *shape[:3]])
+            self._blocks[case] = content[first : layers[1]].reshape(shape)
+            self._layers[case] = [content[a:b] for a, b in pairwise([*layers[1:], end])]
             self._voxels[case] = np.array(entry["voxels"])
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -70,6 +75,10 @@ class Occupancy:
             )
         ]
         return np.bitwise_or.reduce(blocks, axis=(0, 1, 2))
+
+    def occupied_layers(self, case: str) -> list[np.ndarray]:
+        """For each axis, whether each layer of blocks across it holds any label: 0 or 1."""
+        return self._layers[case]
 
     def bits(self, labels: Iterable[int]) -> np.ndarray:
         """The bits of `labels`, to be compared with those of `labels_in`."""
@@ -205,6 +214,8 @@ def _build(
                 "source": wanted["sources"][case.name],
             }
             file.write(blocks.tobytes())
+            for others in ((1, 2, 3), (0, 2, 3), (0, 1, 3)):
+                file.write(blocks.any(axis=others).tobytes())
         description = {key: wanted[key] for key in ("format", "block", "labels")} | {"cases": described}
         text = json.dumps(description).encode()
         file.write(text + len(text).to_bytes(LENGTH_BYTES, "little"))

@@ -1,9 +1,9 @@
-"""Where training patches are taken from: fewer empty ones early on, and rare classes as often as common ones."""
+"""The options that decide where training patches are taken from, and the report of what the patches held."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,138 +14,8 @@ from torch import distributed as dist
 from samnn.atomic import write_json
 from samnn.errors import SamnnError
 from samnn.training.base import SamnnTrainer
-from samnn.training.occupancy import Occupancy, occupancy_of
-
-MOST_DRAWS = 1000
-ClassKey = (
-    int | tuple[int, ...]
-)  # nnU-Net's name of a class in `class_locations`: a label, or a region's labels
-
-
-class SampledLoader(nnUNetDataLoader):
-    """nnU-Net's training loader with two rules of ours for the place of a patch in its case.
-
-    nnU-Net draws the cases of a batch (uniformly, with replacement) and forces the last samples of the batch
-    (`oversample_foreground_percent`, a third) on foreground; the others are free. All that stays.
-
-    *A free sample.* Let q be nnU-Net's own distribution of places in the case: uniform; with an ignore label, around
-    one of the annotated voxels it has stored. A place without foreground is kept with probability a, the acceptance
-    of the batch's epoch; otherwise another is drawn from q in the same case, and so on. So
-
-        P(place) ∝ q(place) · (1 with foreground, a without),
-
-    and where a share b of the places is without foreground, a share a·b / (1 − b + a·b) of the kept ones is. In a case
-    without any foreground every place is kept. After 1000 rejected places in a row (only where a is about 0 and hardly
-    any place has foreground) the sample is placed as a forced one.
-
-    *A forced sample* is never rejected. Its class is drawn among those present in the case with probabilities
-    proportional to `class_weights` (equal ones are nnU-Net's rule), its place is nnU-Net's: around a stored voxel of
-    that class, which may be a subsample, since it only has to be fair. It always has foreground, so patches without
-    come from the free samples, and, in cases without any foreground, which nnU-Net places freely, from all.
-
-    *Foreground* is every label but background and ignore; with regions, every label of any region. In a cascade the
-    reference decides, the segmentation of the previous stage has no say.
-
-    *The box that decides* is the central part of the drawn one that has the final patch size. nnU-Net draws a larger
-    box, so that rotation and scaling do not run out of image; samples that are neither rotated nor scaled (64 %) are
-    exactly that central part, the others about it. The larger box would call a patch foreground for what the
-    network mostly never sees: in 3D it has several times the volume. Boxes reach over the borders of a case; there is
-    nothing there. The box is rounded to the blocks of the index (`Occupancy.labels_in`): a patch that counts
-    as without foreground has none; in a 3D patch, and across a 2D one, foreground up to 7 voxels outside may count.
-
-    Batches carry `patch_counts`, so that what is reported is what was trained on, whatever made it: patches,
-    those without foreground, those that hold each class, and those forced on each class.
-    """
-
-    epoch = 0  # set by SeededBatches: of the training that will use the batch
-
-    @classmethod
-    def made_of(
-        cls,
-        loader: nnUNetDataLoader,
-        occupancy: Occupancy,
-        *,
-        classes: Sequence[ClassKey],
-        acceptance: Sequence[float],
-        class_weights: Sequence[float],
-    ) -> SampledLoader:
-        """Turn nnU-Net's loader into ours, with all its settings: it is built where no hook reaches.
-
-        classes: keys of `class_locations`; class_weights: one a class, positive; acceptance: one an epoch, in [0, 1].
-        """
-        loader.__class__ = cls
-        loader.occupancy = occupancy
-        loader.classes = list(classes)
-        loader.class_bits = np.stack(
-            [occupancy.bits(key if isinstance(key, tuple) else (key,)) for key in classes]
-        )
-        loader.acceptance = list(acceptance)
-        loader.class_weights = np.asarray(class_weights, float)
-        loader.margin = [
-            p // 2 - f // 2 for p, f in zip(loader.patch_size, loader.final_patch_size, strict=True)
-        ]
-        return loader
-
-    def get_indices(self) -> Sequence[str]:
-        """nnU-Net's hook: the cases of a batch, whose places `get_bbox` is then asked for one by one."""
-        cases = super().get_indices()
-        self._cases: Iterator[str] = iter(cases)
-        return cases
-
-    def generate_train_batch(self) -> dict[str, Any]:
-        """nnU-Net's hook: a batch, and what it holds as `patch_counts`."""
-        self._counts = np.zeros(2 + 2 * len(self.classes), np.int64)
-        return super().generate_train_batch() | {"patch_counts": self._counts}
-
-    def get_bbox(
-        self,
-        data_shape: Sequence[int],
-        force_fg: bool,
-        class_locations: Mapping[ClassKey, Any],
-        overwrite_class: ClassKey | None = None,
-        verbose: bool = False,
-    ) -> tuple[list[int], list[int]]:
-        """nnU-Net's hook: first voxel and end of the box to draw, by the rules above."""
-        case = next(self._cases)
-        if not self.occupancy.has_foreground(case):
-            box = super().get_bbox(data_shape, force_fg, class_locations)
-        elif force_fg:
-            drawn = self._draw_class(class_locations)
-            self._counts[2 + len(self.classes) + drawn] += 1
-            box = super().get_bbox(data_shape, True, class_locations, self.classes[drawn])
-        else:
-            box = self._accepted_box(case, data_shape, class_locations)
-        self._count(self._labels_in(case, box))
-        return box
-
-    def _accepted_box(
-        self, case: str, data_shape: Sequence[int], class_locations: Mapping[ClassKey, Any]
-    ) -> tuple[list[int], list[int]]:
-        acceptance = self.acceptance[min(self.epoch, len(self.acceptance) - 1)]
-        for _ in range(MOST_DRAWS):
-            box = super().get_bbox(data_shape, False, class_locations)
-            if acceptance == 1 or self._labels_in(case, box).any() or np.random.uniform() < acceptance:
-                return box
-        drawn = self._draw_class(class_locations)
-        return super().get_bbox(data_shape, True, class_locations, self.classes[drawn])
-
-    def _labels_in(self, case: str, box: tuple[list[int], list[int]]) -> np.ndarray:
-        first = [b + m for b, m in zip(box[0], self.margin, strict=True)]
-        return self.occupancy.labels_in(
-            case, first, [f + size for f, size in zip(first, self.final_patch_size, strict=True)]
-        )
-
-    def _draw_class(self, class_locations: Mapping[ClassKey, Any]) -> int:
-        present = [i for i, key in enumerate(self.classes) if len(class_locations[key]) > 0]
-        up_to = np.cumsum(self.class_weights[present])
-        return present[int(np.searchsorted(up_to, np.random.uniform() * up_to[-1], side="right"))]
-
-    def _count(self, labels: np.ndarray) -> None:
-        self._counts[0] += 1
-        if labels.any():
-            self._counts[2 : 2 + len(self.classes)] += (self.class_bits & labels).any(axis=1)
-        else:
-            self._counts[1] += 1
+from samnn.training.occupancy import occupancy_of
+from samnn.training.sampled_loader import ClassKey, SampledLoader
 
 
 class PatchSampling(SamnnTrainer):

@@ -27,10 +27,13 @@ from torch import distributed as dist
 from samnn.errors import SamnnError
 from samnn.plugins.trainer_enet import nnUNetTrainerENet
 from samnn.plugins.trainer_unet import nnUNetTrainerUNet
-from samnn.training import samplers, variants
+from samnn.training import places as places_module
+from samnn.training import variants
 from samnn.training.loaders import SeededBatches
 from samnn.training.occupancy import occupancy_of
-from samnn.training.samplers import AdaptiveSampler, ClassBalanced, SampledLoader, over_ranks
+from samnn.training.places import Places
+from samnn.training.sampled_loader import SampledLoader
+from samnn.training.samplers import AdaptiveSampler, ClassBalanced, over_ranks
 
 SLICES = np.zeros(
     (12, 20, 24), np.int16
@@ -210,6 +213,20 @@ def test_forced_patches_draw_classes_of_the_case_by_weight(make_loader: Callable
 # ---- single rules
 
 
+@pytest.mark.parametrize("shape", [(30, 40, 50), (9, 16, 17), (12, 10, 11)])
+@pytest.mark.parametrize("pad", [(0, 0, 0), (3, 2, 5)])
+def test_places_reach_as_far_as_nnunets(shape: tuple, pad: tuple) -> None:
+    patch = (10, 16, 17)
+    places = Places(
+        shape, patch=patch, pad=pad, margin=(0, 0, 0), final=patch, occupied=[np.ones(9)] * 3, block=(8, 8, 8)
+    )
+    loader = SimpleNamespace(need_to_pad=np.array(pad), patch_size=patch, has_ignore=False)
+    drawn = [nnUNetDataLoader.get_bbox(loader, shape, False, None)[0] for _ in range(700)]
+    assert [(r[0], r[-1]) for r in places.ranges] == [
+        (min(axis), max(axis)) for axis in zip(*drawn, strict=True)
+    ]
+
+
 @pytest.mark.parametrize(
     ("patch", "final"), [((18, 25), (16, 20)), ((17, 20), (16, 19)), ((16, 20), (16, 20))]
 )
@@ -253,7 +270,7 @@ def test_the_cases_of_a_batch_stay_nnunets(make_loader: Callable) -> None:
 def test_after_too_many_rejections_a_patch_is_placed_as_a_forced_one(
     make_loader: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(samplers, "MOST_DRAWS", 2)
+    monkeypatch.setattr(places_module, "MOST_DRAWS", 2)
     loader = make_loader({"a": SLICES}, patch=(4, 4), acceptance=[0.0])
     counts = next(seeded(loader))["patch_counts"]
     assert counts.tolist()[:2] == [50, 0] and counts[4:].tolist() == [0, 0]
@@ -413,7 +430,7 @@ def test_a_trainer_of_ones_own_sets_schedule_and_weights(make_trainer: Callable)
     loader = training.loader
     assert loader.classes == [(1, 2), 2]
     assert set(loader.acceptance) == {0.25}
-    assert loader.class_weights.tolist() == [0.25, 0.75]
+    assert loader.class_weights == [0.25, 0.75]
     batch = next(training)
     n, without, whole, core, *forced = batch["patch_counts"]
     assert n == len(batch["data"]) == without + whole
