@@ -28,8 +28,9 @@ class SampledLoader(nnUNetDataLoader):
         P(place) ∝ q(place) · (1 with foreground, a without),
 
     and where a share b of the places is without foreground, a share a·b / (1 − b + a·b) of the kept ones is. In a case
-    without any foreground every place is kept. After 1000 rejected places in a row (only where a is about 0 and hardly
-    any place has foreground) the sample is placed as a forced one.
+    without any foreground every place is kept. `Places.draw` skips places that cannot have foreground instead of
+    rejecting them one by one; after 1000 rejected ones in a row (a about 0, foreground only at opposite ends of a huge
+    case) the sample is placed as a forced one.
 
     *A forced sample* is never rejected. Its class is drawn among those present in the case with probabilities
     proportional to `class_weights` (equal ones are nnU-Net's rule), its place is nnU-Net's: around a stored voxel of
