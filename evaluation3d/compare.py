@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,17 +37,16 @@ def compare(
     Raises:
         SamnnError: what is wrong, or in what the methods differ.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        methods = load_methods(
-            sources,
-            reference=reference,
-            names=names,
-            tolerance_mm=tolerance_mm,
-            labels=labels,
-            workers=workers,
-            cache_folder=(Path(scratch) if out is None else Path(out)) / "metrics",
-            show_progress=show_progress,
-        )
+    methods = load_methods(
+        sources,
+        reference=reference,
+        names=names,
+        tolerance_mm=tolerance_mm,
+        labels=labels,
+        workers=workers,
+        cache_folder=None if out is None else Path(out) / "metrics",
+        show_progress=show_progress,
+    )
     _refuse_metrics(methods, metrics)
     comparison = Comparison(methods, tuple(metrics), group, None)
     if group is None:
@@ -84,7 +82,11 @@ def _groups(cases: list[str], group: str) -> np.ndarray:
         pattern = re.compile(group)
     except re.error as error:
         raise SamnnError(f"--group {group!r}: is no regular expression ({error}).") from error
-    found = {case: pattern.search(case) for case in cases}
-    if without := [case for case, match in found.items() if match is None]:
-        raise SamnnError(f"--group {group!r}: does not match {len(without)} cases: {', '.join(without[:8])}.")
-    return np.array([match[1] if pattern.groups else match[0] for match in found.values()])
+    matches = {case: pattern.search(case) for case in cases}
+    found = {case: match and (match[1] if pattern.groups else match[0]) for case, match in matches.items()}
+    if without := [case for case, patient in found.items() if not patient]:
+        raise SamnnError(
+            f"--group {group!r}: finds no patient in {len(without)} cases: {', '.join(without[:8])}. "
+            "Give an expression that matches every case's name."
+        )
+    return np.array(list(found.values()))
