@@ -33,21 +33,29 @@ def block_without_filling(block: MultiScaleBlock, x: Tensor) -> Tensor:
 def _windowed_attention(attention: MultiScaleAttention, x: Tensor, side: int) -> Tensor:
     """(B, H, W, C) → (B, H', W', C') with windows of side x side tokens, cut off at the end of the map."""
     batch, height, width, _ = x.shape
-    regions = list(product(_spans(height, side), _spans(width, side)))  # all windows of a region have one shape
+    regions = list(
+        product(_spans(height, side), _spans(width, side))
+    )  # all windows of a region have one shape
     tokens = [_windows(x[:, top:bottom, left:right], side) for (top, bottom), (left, right) in regions]
-    projected = attention.qkv(torch.cat([t.flatten(0, 2) for t in tokens])).split([t[..., 0].numel() for t in tokens])
+    projected = attention.qkv(torch.cat([t.flatten(0, 2) for t in tokens])).split(
+        [t[..., 0].numel() for t in tokens]
+    )
     heads, step = attention.num_heads, 1 if attention.q_pool is None else 2
     filling = attention.qkv.bias.unflatten(0, (3, heads, -1)).to(projected[0].dtype)
 
     attended = []
     for qkv, ((top, bottom), (left, right)) in zip(projected, regions, strict=True):
         rows, columns = min(side, bottom - top), min(side, right - left)
-        qkv = qkv.unflatten(0, (-1, rows * columns)).unflatten(-1, (3, heads, -1))  # (windows, tokens, 3, heads, D)
+        qkv = qkv.unflatten(0, (-1, rows * columns)).unflatten(
+            -1, (3, heads, -1)
+        )  # (windows, tokens, 3, heads, D)
         q, k, v = qkv.unbind(2)
         if attention.q_pool is not None:
             q = _pooled(q.reshape(len(q), rows, columns, -1), attention.q_pool)
             q = q.reshape(len(q), -1, heads, k.shape[-1])
-        out = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), filling, side**2 - rows * columns)
+        out = _attend(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), filling, side**2 - rows * columns
+        )
         attended.append(out.transpose(1, 2).reshape(-1, attention.dim_out))
 
     projected = attention.proj(torch.cat(attended)).split([len(a) for a in attended])

@@ -32,7 +32,9 @@ def trunk(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
             "These weights are not SAM 2's: expected Meta's image_encoder.trunk.patch_embed.*, "
             f"image_encoder.trunk.blocks.*, …; found {_some(tensors)}."
         )
-    own = {key.removeprefix(prefixes[0]): value for key, value in tensors.items() if key.startswith(prefixes[0])}
+    own = {
+        key.removeprefix(prefixes[0]): value for key, value in tensors.items() if key.startswith(prefixes[0])
+    }
     return {_TRUNK + _mlp_name(key): value for key, value in own.items()}
 
 

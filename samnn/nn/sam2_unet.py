@@ -118,7 +118,10 @@ class SAM2UNet(nn.Module):
     def trunk_tensors(self, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
         """What `load_trunk` loads: our names → tensors of our shapes."""
         return sam2_layouts.fitted(
-            sam2_layouts.trunk(state_dict), self.state_dict(), wanted=("encoder.trunk.",), network=self.backbone
+            sam2_layouts.trunk(state_dict),
+            self.state_dict(),
+            wanted=("encoder.trunk.",),
+            network=self.backbone,
         )
 
     def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -151,7 +154,9 @@ class Decoder(nn.Module):
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """(B, C, H/4, W/4) to (B, 8C, H/32, W/32) → the main output, and without its side outputs where nobody asks
         for them: (B, num_classes, H, W) each."""
-        first, second, third, fourth = (field(m) for field, m in zip(self.receptive_fields, maps, strict=True))
+        first, second, third, fourth = (
+            field(m) for field, m in zip(self.receptive_fields, maps, strict=True)
+        )
         x1 = self.ups[0](fourth, third)  # (B, 64, H/16, W/16)
         x2 = self.ups[1](x1, second)  # (B, 64, H/8, W/8)
         x3 = self.ups[2](x2, first)  # (B, 64, H/4, W/4)
@@ -183,7 +188,12 @@ class Up(nn.Module):
 
 
 def _check(
-    input_channels: int, num_classes: int, adapter_dim: int, adapter_init: str, adapter_from: int, checkpointing: str
+    input_channels: int,
+    num_classes: int,
+    adapter_dim: int,
+    adapter_init: str,
+    adapter_from: int,
+    checkpointing: str,
 ) -> None:
     if input_channels < 1 or num_classes < 1 or adapter_dim < 1:
         raise SamnnError(
@@ -192,7 +202,9 @@ def _check(
     if adapter_init not in ADAPTER_INITS:
         raise SamnnError(f"SAM2UNet has no {adapter_init=}; there are {', '.join(ADAPTER_INITS)}.")
     if checkpointing not in CHECKPOINTING:
-        raise SamnnError(f"SAM2UNet has no gradient_checkpointing={checkpointing!r}; there are {', '.join(CHECKPOINTING)}.")
+        raise SamnnError(
+            f"SAM2UNet has no gradient_checkpointing={checkpointing!r}; there are {', '.join(CHECKPOINTING)}."
+        )
     if adapter_from > 0 and input_channels not in (1, 3):
         raise SamnnError(
             f"adapter_from={adapter_from} keeps nothing before that block, but {input_channels} input channels need a "
