@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from samnn.nn.enet import ENet
 from samnn.training.options import AdamW, PolyWarmup
 from samnn.training.variants import resolve
 
@@ -19,16 +17,9 @@ class nnUNetTrainerENet(AdamW, PolyWarmup):
     spatial_dims = (2,)
 
     @classmethod
-    def build_network_architecture(
-        cls,
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = False,
-    ) -> nn.Module:
-        """nnU-Net's hook, called at prediction time too: patches (B, C, H, W) → logits (B, classes, H, W)."""
-        return ENet(num_input_channels, num_output_channels)
+    def architecture(cls, configuration: ConfigurationManager) -> dict[str, Any]:
+        """ENet, whatever network the plans name."""
+        return {"network_class_name": "samnn.nn.enet.ENet", "arch_kwargs": {}, "_kw_requires_import": []}
 
 
 def __getattr__(name: str) -> Any:

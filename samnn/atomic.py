@@ -96,13 +96,13 @@ def whole_folder(target: Path, *, overwrite: bool = False, resume: bool = False)
 
 
 @contextmanager
-def only_writer(target: Path) -> Iterator[None]:
-    """Be the one process that writes the folder `target` while the block runs; parents of `target` are made.
+def only_writer(target: Path, *, wait: bool = False) -> Iterator[None]:
+    """Be the one process that writes `target` while the block runs; parents of `target` are made.
 
     The lock is on a small file beside it and not on a folder: NFS does not show locks on folders to other machines.
 
     Raises:
-        SamnnError: another process is writing it, or nothing can be written there.
+        SamnnError: another process is writing it (unless `wait` waits for its end), or nothing can be written there.
     """
     path = target.with_name(f"{LOCK_PREFIX}{target.name}")
     try:
@@ -110,7 +110,7 @@ def only_writer(target: Path) -> Iterator[None]:
         while True:
             lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if _is_at(lock, path):
                     break
             except BaseException:

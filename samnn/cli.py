@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from samnn import __version__
 from samnn.errors import SamnnError
+from samnn.weights.commands import app as weights_app
 
 
 class Roof(TyperGroup):
@@ -83,6 +84,7 @@ def convert() -> None:
 
 
 app.add_typer(convert_app, name="convert")
+app.add_typer(weights_app, name="weights")
 
 
 def _print_version(asked: bool) -> None:
@@ -150,23 +152,51 @@ def doctor(
         bool,
         typer.Option("--trainers", help="List every trainer, every suffix of its name and what it does."),
     ] = False,
+    dataset: Annotated[
+        str | None, typer.Option("-d", metavar="ID", help="Dataset of a training, by number or name.")
+    ] = None,
+    configuration: Annotated[
+        str | None, typer.Option("-c", metavar="CONFIG", help="Its configuration, such as `2d`.")
+    ] = None,
+    trainer: Annotated[
+        str | None, typer.Option("-tr", metavar="NAME", help="Its trainer. Default: nnUNetTrainer.")
+    ] = None,
+    plans: Annotated[
+        str | None, typer.Option("-p", metavar="PLANS", help="Its plans. Default: nnUNetPlans.")
+    ] = None,
 ) -> None:
     """Say what is missing or wrong, and how to cure it. Exit code 1 where training would fail.
+
+    With `-d`, `-c` and the other options of `nnUNetv2_train`: also whether all that this training needs is there, its
+    pretrained weights included, before it waits in a queue.
 
     **Examples**
 
         samnn doctor
 
+        samnn doctor -d 55 -c 2d -tr nnUNetTrainerENet
+
         samnn doctor --trainers
     """
+    from itertools import chain
+
     from rich.console import Console
 
-    from samnn.doctor import print_findings, print_trainers
+    from samnn.doctor import examine, print_findings, print_trainers
 
+    if (dataset is None) != (configuration is None) or (dataset is None and (trainer or plans)):
+        raise typer.BadParameter("a training is named by -d and -c together; -tr and -p may be added")
     console = Console()
     if trainers:
         print_trainers(console)
-    elif not print_findings(console):
+        return
+    findings = examine()
+    if dataset is not None:
+        from samnn.doctor_job import Job, examine_job
+
+        job = Job(dataset, configuration, trainer or "nnUNetTrainer", plans or "nnUNetPlans")
+        findings = chain(findings, examine_job(job))
+    if not print_findings(console, findings):
         raise typer.Exit(1)
 
 
@@ -479,6 +509,47 @@ def check(
     checks.print_report(report, Console(), dry_run=dry_run)
     if report.count(checks.Severity.error) or report.not_fixed:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL_FOLDER",
+            help="A results folder of nnU-Net, `Trainer__Plans__configuration`; every fold that has ended is exported.",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; its zip is `OUT.zip`.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold LoRA into the weights for good: a plain network.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace OUT and OUT.zip if they exist.")
+    ] = False,
+) -> None:
+    """Write a trained model with everything it needs, for nnU-Net's own commands.
+
+    They predict from it where samnn is installed (`pip install samnn`), without pretrained weights and without
+    nnUNet_extTrainer. The folder has the tree of nnUNet_results: set nnUNet_results to it, or install the zip.
+
+    **Examples**
+
+        samnn export nnUNet_results/Dataset055_SegTHOR/nnUNetTrainerSAMed__nnUNetPlans__2d samed_thorax
+
+        samnn export nnUNet_results/Dataset055_SegTHOR/nnUNetTrainerSAMed__nnUNetPlans__2d samed_thorax --merge
+    """
+    import shlex
+
+    from samnn.training.export import export as write
+
+    done = write(model, out, merge=merge, overwrite=overwrite)
+    folds = " ".join(done.folds)
+    typer.echo(f"Wrote {done.model} and {done.archive}. Predict with either:\n")
+    options = f"-i IMAGES -o PREDICTIONS -f {folds}"
+    typer.echo(f"  nnUNetv2_predict_from_modelfolder -m {shlex.quote(str(done.model))} {options}\n")
+    typer.echo(f"  nnUNetv2_install_pretrained_model_from_zip {shlex.quote(str(done.archive))}")
+    typer.echo(f"  nnUNetv2_predict -d {done.dataset} -p {done.plans} -c {done.configuration} {options}")
 
 
 @app.command()

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def examine() -> Iterator[Finding]:
         )
 
 
-def print_findings(console: Console) -> bool:
+def print_findings(console: Console, findings: Iterable[Finding]) -> bool:
     """Print every finding as it is made; → whether there is no problem."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for heading in ("", "what", "found", "cure"):
@@ -64,7 +64,7 @@ def print_findings(console: Console) -> bool:
     styles = {OK: "[green]ok[/]", WARNING: "[yellow]warning[/]", PROBLEM: "[red]problem[/]"}
     problems = 0
     with console.status("looking …"):
-        for finding in examine():
+        for finding in findings:
             problems += finding.status == PROBLEM
             # As text: a path may hold what rich takes for markup.
             row = (Text(cell) for cell in (finding.subject, finding.found, finding.cure))

@@ -65,6 +65,11 @@ class ENet(nn.Module):
         logits = self.decoder(*self.encoder(padded))[..., :height, :width]
         return [logits] if self.decoder.deep_supervision else logits
 
+    @property
+    def output_layers(self) -> list[nn.Module]:
+        """The last layer: what remains trainable where everything else is frozen."""
+        return [self.decoder.seg_layers[0]]
+
     def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load a state dict of AI4MI's `ENet(1, num_classes, kernels=kernels, factor=projection)`.
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from samnn import __version__
 from samnn.atomic import write_json
@@ -23,7 +24,7 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
     """nnU-Net's trainer with a guard, micro-batches, exact resume, seeds, and settings that are written down.
 
     A recipe is a set of class attributes and overridden hooks (`build_optimizer`, `build_schedule`, `_build_loss`,
-    `autocast_dtype`, `build_network_architecture`). None means that nnU-Net's own value stays.
+    `autocast_dtype`, `architecture`). None means that nnU-Net's own value stays.
     """
 
     epochs: int | None = None  # nnU-Net: 1000
@@ -47,7 +48,7 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),
     ) -> None:
-        self._refuse_wrong_dimension(plans, configuration)
+        self.check(PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         for ours, theirs in _NNUNET_NAMES.items():
             value = getattr(self, ours)
@@ -55,6 +56,59 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
                 setattr(self, theirs, value)
         if self.iterations_per_epoch is not None:  # nnU-Net's ratio of 250 to 50
             self.num_val_iterations_per_epoch = max(1, round(self.iterations_per_epoch / 5))
+
+    @classmethod
+    def check(cls, manager: PlansManager, configuration: str) -> None:
+        """Refuse what this trainer cannot train.
+
+        Raises:
+            SamnnError: the patches have another dimension.
+        """
+        dims = len(manager.get_configuration(configuration).patch_size)
+        if dims in cls.spatial_dims:
+            return
+        fitting = [
+            name
+            for name in manager.available_configurations
+            if len(manager.get_configuration(name).patch_size) in cls.spatial_dims
+        ]
+        raise SamnnError(
+            f"{cls.__name__} takes {' or '.join(f'{d}D' for d in cls.spatial_dims)} patches, but configuration "
+            f"{configuration} of {manager.plans_name} has {dims}D ones. "
+            + (
+                f"Use -c {' or '.join(fitting)}."
+                if fitting
+                else "Plan a fitting one: nnUNetv2_plan_experiment."
+            )
+        )
+
+    @classmethod
+    def architecture(cls, configuration: ConfigurationManager) -> dict[str, Any]:
+        """The network as plans write it: class, arguments, and which of these name things to import.
+
+        `build_network_architecture` builds it, and `samnn export` hands it to a stock trainer.
+        """
+        return configuration.configuration["architecture"]
+
+    @classmethod
+    def build_network_architecture(
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> torch.nn.Module:
+        """nnU-Net's hook, called at prediction time too: patches (B, C, *spatial) → logits (B, classes, *spatial)."""
+        network = cls.architecture(configuration_manager)
+        return get_network_from_plans(
+            network["network_class_name"],
+            network["arch_kwargs"],
+            network["_kw_requires_import"],
+            num_input_channels,
+            num_output_channels,
+            deep_supervision=enable_deep_supervision,
+        )
 
     def initialize(self) -> None:
         """nnU-Net's hook; with a seed, the network's random weights are drawn from it."""
@@ -154,27 +208,6 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
         ]
         lines += [f"  {name}: {row['value']}  ({row['source']})" for name, row in settings.items()]
         self.print_to_log_file("\n".join(lines), add_timestamp=False)
-
-    @classmethod
-    def _refuse_wrong_dimension(cls, plans: dict, configuration: str) -> None:
-        manager = PlansManager(plans)
-        dims = len(manager.get_configuration(configuration).patch_size)
-        if dims in cls.spatial_dims:
-            return
-        fitting = [
-            name
-            for name in manager.available_configurations
-            if len(manager.get_configuration(name).patch_size) in cls.spatial_dims
-        ]
-        raise SamnnError(
-            f"{cls.__name__} takes {' or '.join(f'{d}D' for d in cls.spatial_dims)} patches, but configuration "
-            f"{configuration} of {manager.plans_name} has {dims}D ones. "
-            + (
-                f"Use -c {' or '.join(fitting)}."
-                if fitting
-                else "Plan a fitting one: nnUNetv2_plan_experiment."
-            )
-        )
 
 
 _NNUNET_NAMES = {

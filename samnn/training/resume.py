@@ -95,7 +95,7 @@ class Resumable(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's hook, called at the end of an epoch: its keys and ours, whole or not at all."""
-        self._save(filename, epochs_done=self.current_epoch + 1)
+        self._save(filename, self.checkpoint(epochs_done=self.current_epoch + 1))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """nnU-Net's hook: also takes back the schedule and, for `run_training`, iteration and random states."""
@@ -112,23 +112,18 @@ class Resumable(nnUNetTrainer):
 
     def _save_latest(self) -> None:
         if not self.disable_checkpointing:
-            self._save(
-                os.path.join(self.output_folder, "checkpoint_latest.pth"), epochs_done=self.current_epoch
-            )
+            latest = os.path.join(self.output_folder, "checkpoint_latest.pth")
+            self._save(latest, self.checkpoint(epochs_done=self.current_epoch, to_continue=True))
         self._latest_written = time()
 
-    def _save(self, filename: str, *, epochs_done: int) -> None:
-        if self.local_rank != 0:
-            return
-        if self.disable_checkpointing:
-            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
-            return
+    def checkpoint(self, *, epochs_done: int, to_continue: bool = False) -> dict[str, Any]:
+        """What a checkpoint holds: nnU-Net's keys and ours; `to_continue` for `checkpoint_latest`."""
         between_epochs = self.iteration_in_epoch == 0
         logging = self.logger.get_checkpoint()
         if not between_epochs:  # what this epoch has logged so far will be logged again
             logging = {key: values[:epochs_done] for key, values in logging.items()}
         scaler = self.grad_scaler
-        checkpoint = {
+        return {
             "network_weights": _bare(self.network).state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": None if scaler is None else scaler.state_dict(),
@@ -146,6 +141,13 @@ class Resumable(nnUNetTrainer):
                 "skipped_in_epoch": self.skipped_in_epoch,
             },
         }
+
+    def _save(self, filename: str, checkpoint: dict[str, Any]) -> None:
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
         with whole_file(Path(filename)) as part:
             torch.save(checkpoint, part)
 

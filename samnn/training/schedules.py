@@ -72,6 +72,13 @@ class PolyWarmup(IterationSchedule):
         return (1 - progress) ** 0.9
 
 
+class PolyWarmupWholeRun(PolyWarmup):
+    """(1 − i/N)^0.9 at iteration i after the warm-up, N being the whole run: SAMed's (Zhang, Liu 2023, code)."""
+
+    def decay(self, progress: float) -> float:
+        return super().decay(progress * (1 - self.warmup_iterations / self.total_iterations))
+
+
 class CosineWarmup(IterationSchedule):
     """Half a cosine from 1 to 0 after the warm-up (Loshchilov & Hutter 2017, SGDR, equation 5, no restart)."""
 

@@ -15,7 +15,8 @@ from samnn.training.base import SamnnTrainer
 class Option:
     """One suffix of a trainer's name: it mixes in a class or sets an attribute.
 
-    In `suffix`, `<N>` stands for a whole number, from `minimum` upwards.
+    In `suffix`, `<N>` stands for a whole number, from `minimum` upwards, which the attribute becomes; without it the
+    attribute becomes `value`.
     Options with the same `group` exclude each other.
     """
 
@@ -23,6 +24,7 @@ class Option:
     what: str
     mixin: type[SamnnTrainer] | None = None
     attribute: str | None = None
+    value: Any = None
     minimum: int = 1
     group: str | None = None
 
@@ -34,6 +36,8 @@ class Option:
             return None
         if self.attribute is None:
             return {}
+        if not match.groups():
+            return {self.attribute: self.value}
         number = match.group(1)
         if len(number) > 9 or str(int(number)) != number or int(number) < self.minimum:
             raise SamnnError(

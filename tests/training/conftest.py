@@ -121,13 +121,49 @@ def _prepare(root: Path, command: Callable) -> None:
     command("nnUNetv2_preprocess", "-d", 501, "-c", "3d_fullres", "-np", 1, **env)
 
 
+@pytest.fixture(scope="session")
+def own_weights(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own file: a tiny SAM with random weights in Meta's layout."""
+    return shutil.copy(
+        shared / "reference" / "sam_tiny_base.pth", tmp_path_factory.mktemp("own") / "sam_tiny.pth"
+    )
+
+
+@pytest.fixture(scope="session")
+def samed_plans(nnunet: SimpleNamespace, shared: Path, own_weights: Path) -> str:
+    """Plans of 501 and 502 whose configuration 2d_samed names the architecture of that tiny SAM, and its file."""
+    sizes = json.loads((shared / "reference" / "config.json").read_text())["sam"]
+    architecture = {
+        "network_class_name": "samnn.nn.samed.SAMed",
+        "arch_kwargs": {"architecture": sizes},
+        "_kw_requires_import": [],
+    }
+    for folder in nnunet.preprocessed.glob("Dataset50[12]_*"):
+        plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"plans_name": "tinyPlans"}
+        plans["configurations"]["2d_samed"] = {
+            "inherits_from": "2d",
+            "batch_size": 3,
+            "architecture": architecture,
+            "pretrained_weights": str(own_weights),
+        }
+        (folder / "tinyPlans.json").write_text(json.dumps(plans))
+    return "tinyPlans"
+
+
 @pytest.fixture
 def make_trainer(nnunet: SimpleNamespace) -> Callable:
     """Builds a trainer of this process as `nnUNetv2_train` does, on the CPU."""
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args
 
-    def make(name: str, *, dataset: str = "501", configuration: str = "2d", fold: int = 0) -> object:
-        return get_trainer_from_args(dataset, configuration, fold, name, device=torch.device("cpu"))
+    def make(
+        name: str,
+        *,
+        dataset: str = "501",
+        configuration: str = "2d",
+        fold: int = 0,
+        plans: str = "nnUNetPlans",
+    ) -> object:
+        return get_trainer_from_args(dataset, configuration, fold, name, plans, device=torch.device("cpu"))
 
     return make

@@ -1,0 +1,170 @@
+"""How fast SAMed trains, and in how much memory: beside the public SAMed code, run from its own source."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samnn.nn.samed import SAMed
+from samnn.training.hardware import keep_freed_memory, native_bf16
+
+CLASSES = 9  # Synapse's eight organs and the background, as SAMed is published
+RANK = 4
+
+
+@dataclass
+class Way:
+    """One way of making a training step."""
+
+    name: str
+    picture: int  # side of the picture, pixels
+    source: Path | None = None  # of the public code; None is samnn
+    package: str = ""  # of the public code within its source
+    logits: str = "low_res_logits"  # those of the public code's outputs that its loss takes
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    keep_memory: bool = False
+
+    def network(self) -> nn.Module:
+        if self.source is not None:
+            return Public(self)
+        return SAMed(
+            3, CLASSES, image_size=self.picture, lora_rank=RANK, scratch=True,
+            gradient_checkpointing=self.gradient_checkpointing,
+        )  # fmt: skip
+
+
+class Public(nn.Module):
+    """The public code's network, built for 512 x 512, to which it pads smaller pictures."""
+
+    def __init__(self, way: Way) -> None:
+        super().__init__()
+        sys.path.insert(0, str(way.source))
+        package = f"{way.package}." if way.package else ""
+        lora = importlib.import_module(f"{package}{'sam_lora' if package else 'sam_lora_image_encoder'}")
+        registry = importlib.import_module(f"{package}segment_anything").sam_model_registry
+        sam, _ = registry["vit_b"](
+            image_size=512, num_classes=CLASSES - 1, pixel_mean=[0, 0, 0], pixel_std=[1, 1, 1]
+        )
+        self.network = lora.LoRA_Sam(sam, RANK)
+        self.logits = way.logits
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(image, True, 512)[self.logits]
+
+
+def loss_of(logits: Tensor, target: Tensor) -> Tensor:
+    """SAMed's: 0.2 cross-entropy + 0.8 soft Dice loss."""
+    p = logits.softmax(1)
+    truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
+    overlap = (p * truth).sum((0, 2, 3))
+    dice = 1 - (2 * overlap + 1e-5) / ((p * p).sum((0, 2, 3)) + truth.sum((0, 2, 3)) + 1e-5)
+    return 0.2 * F.cross_entropy(logits, target) + 0.8 * dice.mean()
+
+
+def child(way: Way, batch: int, pipe: Connection) -> None:
+    """Make a step whenever asked, and answer its seconds; asked for None, answer the peak memory and end."""
+    if way.keep_memory:
+        keep_freed_memory()
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(0)
+    network = way.network().train()
+    optimizer = torch.optim.AdamW(
+        (p for p in network.parameters() if p.requires_grad), 5e-3, weight_decay=0.1
+    )
+    image = torch.randn(batch, 3, way.picture, way.picture)
+    with torch.no_grad():
+        side = network(image[:1]).shape[-1]
+    target = torch.randint(0, CLASSES, (batch, side, side))
+    pipe.send("ready")
+    while pipe.recv() is not None:
+        start = time.perf_counter()
+        autocast = torch.autocast("cpu", torch.bfloat16) if way.bf16 else contextlib.nullcontext()
+        with autocast:
+            logits = network(image)
+        loss = loss_of(logits.float(), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        pipe.send(time.perf_counter() - start)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    pipe.send(int(status["VmHWM"].split()[0]) / 1024)
+
+
+def compare(title: str, ways: list[Way], batch: int, repeats: int) -> None:
+    """Make steps in turn, after one that is not timed, and print medians, spreads and ratios to the first way."""
+    pipes = []
+    for way in ways:
+        ours, theirs = get_context("spawn").Pipe()
+        get_context("spawn").Process(target=child, args=(way, batch, theirs), daemon=True).start()
+        theirs.close()
+        ours.recv()
+        pipes.append(ours)
+    seconds: list[list[float]] = [[] for _ in ways]
+    for repeat in range(1 + repeats):
+        for way, pipe, taken in zip(ways, pipes, seconds, strict=True):
+            pipe.send("step")
+            last = pipe.recv()
+            if repeat:
+                taken.append(last)
+                print(f"  run {repeat}, {way.name}: {last:.2f} s", file=sys.stderr, flush=True)
+    peaks = []
+    for pipe in pipes:
+        pipe.send(None)
+        peaks.append(pipe.recv())
+    print(f"{title}; median of {repeats} steps (lowest to highest), and the first way beside it")
+    first = statistics.median(seconds[0])
+    for way, taken, peak in zip(ways, seconds, peaks, strict=True):
+        median = statistics.median(taken)
+        print(
+            f"  {way.name:44} {median:6.2f} s ({min(taken):.2f} to {max(taken):.2f})  {first / median:5.2f} x as fast  "
+            f"{peak:5.0f} MiB  {peak / peaks[0]:5.2f} of the memory"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("samed", type=Path, help="clone of github.com/hitachinsk/SAMed (needs icecream)")
+    parser.add_argument("--ai4mi", type=Path, help="clone of github.com/WouterBant/AI4MI")
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true", help="also where the processor only emulates it")
+    asked = parser.parse_args()
+    native = native_bf16(torch.device("cpu"))
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, bf16 {'native' if native else 'emulated'}")
+    ways = [
+        Way("public SAMed, fp32", 512, asked.samed),
+        Way("samnn, fp32, glibc's defaults", 512),
+        Way("samnn, fp32", 512, keep_memory=True),
+        Way("samnn, fp32, gradient checkpointing", 512, gradient_checkpointing=True, keep_memory=True),
+    ]
+    if native or asked.bf16:
+        ways += [
+            Way("public SAMed, bf16 autocast", 512, asked.samed, bf16=True),
+            Way("samnn, bf16 autocast", 512, bf16=True, keep_memory=True),
+        ]
+    compare(f"ViT-B, 512 x 512, batch {asked.batch}", ways, asked.batch, asked.repeats)
+    if asked.ai4mi:
+        source = asked.ai4mi / "src"
+        ways = [
+            Way("AI4MI, padded to 512 x 512, fp32", 256, source, "samed_fast", "masks"),
+            Way("samnn, fp32", 256, keep_memory=True),
+        ]
+        compare(f"ViT-B, 256 x 256, batch {asked.batch}", ways, asked.batch, asked.repeats)
+
+
+if __name__ == "__main__":
+    main()
