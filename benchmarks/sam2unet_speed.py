@@ -30,7 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samnn.nn.sam2_unet import SAM2UNet
+from samnn.training.hardware import keep_freed_memory
 
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": "4194304"}
 BATCH, SIDE = 2, 352  # the published training: 352x352, here two pictures
 
 
@@ -48,8 +50,12 @@ def our_network(weights: Path, **options: int | str) -> nn.Module:
     return network
 
 
-def serve(build: Callable[[], nn.Module], dtype: torch.dtype | None, connection: Connection) -> None:
+def serve(
+    build: Callable[[], nn.Module], dtype: torch.dtype | None, keep: bool, connection: Connection
+) -> None:
     """One network in a process of its own: for every message a training step, answered with its seconds."""
+    if keep:
+        keep_freed_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     torch.manual_seed(0)
     network = build().train()
@@ -89,8 +95,12 @@ def compare(ways: dict[str, tuple[Callable[[], nn.Module], torch.dtype | None]],
     pipes, processes = {}, []
     for name, (build, dtype) in ways.items():
         pipes[name], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(build, dtype, theirs), daemon=True))
+        os.environ |= HUGE_PAGES if "huge pages" in name else {}
+        arguments = (build, dtype, "kept memory" in name, theirs)
+        processes.append(context.Process(target=serve, args=arguments, daemon=True))
         processes[-1].start()
+        for variable in HUGE_PAGES:
+            os.environ.pop(variable, None)
         pipes[name].recv()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for step in range(steps + 1):
@@ -126,7 +136,8 @@ def main() -> None:
     parser.add_argument(
         "--adapter-from", type=int, nargs="*", help="our network alone, for these first blocks"
     )
-    parser.add_argument("--checkpointing", nargs="*", default=["early"], help="none, early, all")
+    parser.add_argument("--checkpointing", nargs="*", default=["light"], help="none, light, all")
+    parser.add_argument("--memory", nargs="*", default=[""], help="', kept memory', ', huge pages'")
     parser.add_argument("--steps", type=int, default=5)
     asked = parser.parse_args()
     dtype = torch.bfloat16 if asked.bf16 else None
@@ -145,7 +156,8 @@ def main() -> None:
             for block in asked.adapter_from or [0]:
                 name = f"samnn, {checkpointing}" + (f", from block {block}" if block else "")
                 options = {"gradient_checkpointing": checkpointing, "adapter_from": block}
-                ways[name] = functools.partial(our_network, weights, **options), dtype
+                for memory in asked.memory:
+                    ways[name + memory] = functools.partial(our_network, weights, **options), dtype
         compare(ways, asked.steps)
 
 

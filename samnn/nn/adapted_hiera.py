@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.hieradet_sam2 import HieraDet
+from timm.models.hieradet_sam2 import HieraDet, MultiScaleBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -39,7 +40,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 ADAPTER_INITS = ("zero", "published")
-CHECKPOINTING = ("none", "early", "all")
+CHECKPOINTING = ("none", "light", "all")
 
 
 class AdaptedHiera(nn.Module):
@@ -72,8 +73,7 @@ class AdaptedHiera(nn.Module):
             if adapter_init == "zero" or number < adapter_from:
                 adapter.start_as_identity()
         self.adapter_from = adapter_from
-        kept_from = {"none": 0, "early": self.trunk.stage_ends[1] + 1, "all": depth}
-        self.kept_from = kept_from[gradient_checkpointing]  # the first block that keeps its insides
+        self.gradient_checkpointing = gradient_checkpointing
 
     def train(self, mode: bool = True) -> AdaptedHiera:
         """The trunk is frozen and stays in evaluation mode."""
@@ -87,16 +87,20 @@ class AdaptedHiera(nn.Module):
         x = trunk._pos_embed(trunk.patch_embed(image))  # (B, H/4, W/4, C)
         maps = []
         for number, (adapter, block) in enumerate(zip(self.adapters, trunk.blocks, strict=True)):
-            if number < self.adapter_from and not image.requires_grad:
-                with torch.no_grad():
-                    x = block_without_filling(block, adapter(x))
-            elif number < self.kept_from and torch.is_grad_enabled():
-                x = checkpoint(_adapted, adapter, block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = _adapted(adapter, block, x)
+            frozen = number < self.adapter_from and not image.requires_grad
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+                x = self._block(number, adapter, block, x)
             if number in trunk.stage_ends:
                 maps.append(x.permute(0, 3, 1, 2))
         return maps
+
+    def _block(self, number: int, adapter: Adapter, block: MultiScaleBlock, x: Tensor) -> Tensor:
+        """An adapter and its block; what `gradient_checkpointing` says is computed again in the backward pass."""
+        if not torch.is_grad_enabled() or self.gradient_checkpointing == "none":
+            return block_without_filling(block, *_entry(adapter, block, x))
+        if self.gradient_checkpointing == "all" or number <= self.trunk.stage_ends[1]:
+            return _again(lambda x: block_without_filling(block, *_entry(adapter, block, x)), x)
+        return block_without_filling(block, *_again(partial(_entry, adapter, block), x))
 
 
 class Adapter(nn.Module):
@@ -141,8 +145,15 @@ def hiera_sizes(backbone: str, architecture: Mapping[str, Any] | None) -> dict[s
     return sizes
 
 
-def _adapted(adapter: Adapter, block: nn.Module, x: Tensor) -> Tensor:
-    return block_without_filling(block, adapter(x))
+def _entry(adapter: Adapter, block: MultiScaleBlock, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What a block starts with: its input, adapted, and that normalised."""
+    x = adapter(x)
+    return x, block.norm1(x)
+
+
+def _again(compute: Callable[..., Any], x: Tensor) -> Any:
+    """`compute(x)`, of which only `x` is kept for the backward pass."""
+    return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def _trunk(sizes: Mapping[str, Any], in_chans: int) -> HieraDet:

@@ -11,22 +11,19 @@ from timm.models.hieradet_sam2 import MultiScaleAttention, MultiScaleBlock
 from torch import Tensor
 
 
-def block_without_filling(block: MultiScaleBlock, x: Tensor) -> Tensor:
-    """(B, H, W, C) → (B, H', W', C'), equal to `block(x)` but for rounding.
+def block_without_filling(block: MultiScaleBlock, x: Tensor, normed: Tensor) -> Tensor:
+    """(B, H, W, C) and its `block.norm1` → (B, H', W', C'), equal to `block(x)` but for rounding.
 
     Hiera pads a map to whole windows with zeros before it projects to query, key and value: 22x22 tokens become 32x32
     in windows of 16. Here only real tokens are projected. The padded ones of a window all have the same key and
     value (the biases of the projection), so one of them, its logit raised by the logarithm of their number, takes
     the place of all; and nobody reads the result of their queries.
     """
-    height, width = x.shape[1:3]
     side = block.window_size[0]
-    pools_across_windows = block.pool is not None and side % 2 == 1
-    if side == 0 or pools_across_windows or (height % side == 0 and width % side == 0):
+    if block.pool is not None and side % 2 == 1:  # it pools filled windows, whose halves do not fit together
         return block(x)
-    normed = block.norm1(x)
     shortcut = x if block.dim == block.dim_out else _pooled(block.proj(normed), block.pool)
-    x = shortcut + _windowed_attention(block.attn, normed, side)
+    x = shortcut + (_windowed_attention(block.attn, normed, side) if side else block.attn(normed))
     return x + block.mlp(block.norm2(x))
 
 
@@ -37,7 +34,7 @@ def _windowed_attention(attention: MultiScaleAttention, x: Tensor, side: int) ->
         product(_spans(height, side), _spans(width, side))
     )  # all windows of a region have one shape
     tokens = [_windows(x[:, top:bottom, left:right], side) for (top, bottom), (left, right) in regions]
-    projected = attention.qkv(torch.cat([t.flatten(0, 2) for t in tokens])).split(
+    projected = attention.qkv(_joined([t.flatten(0, 2) for t in tokens], 0)).split(
         [t[..., 0].numel() for t in tokens]
     )
     heads, step = attention.num_heads, 1 if attention.q_pool is None else 2
@@ -58,13 +55,13 @@ def _windowed_attention(attention: MultiScaleAttention, x: Tensor, side: int) ->
         )
         attended.append(out.transpose(1, 2).reshape(-1, attention.dim_out))
 
-    projected = attention.proj(torch.cat(attended)).split([len(a) for a in attended])
+    projected = attention.proj(_joined(attended, 0)).split([len(a) for a in attended])
     maps = [
         _map(values, batch, (bottom - top) // step, (right - left) // step, side // step)
         for values, ((top, bottom), (left, right)) in zip(projected, regions, strict=True)
     ]
     per_row = len(_spans(width, side))
-    return torch.cat([torch.cat(maps[i : i + per_row], 2) for i in range(0, len(maps), per_row)], 1)
+    return _joined([_joined(maps[i : i + per_row], 2) for i in range(0, len(maps), per_row)], 1)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, filling: Tensor, n_filling: int) -> Tensor:
@@ -77,6 +74,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, filling: Tensor, n_filling: int) ->
     logit = torch.zeros(k.shape[2], dtype=q.dtype, device=q.device)
     logit[-1] = math.log(n_filling)
     return F.scaled_dot_product_attention(q, k, v, logit.expand(1, 1, q.shape[2], -1))
+
+
+def _joined(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)  # cat would copy a single one
 
 
 def _spans(length: int, side: int) -> list[tuple[int, int]]:

@@ -34,9 +34,9 @@ class SAM2UNet(nn.Module):
         adapter_init: "zero": adapters change nothing at first; "published": they start at random, as published.
         adapter_from: the first block whose adapter is trained. The blocks before it keep nothing for the backward
             pass; their adapters stay as they are (zero, or loaded).
-        gradient_checkpointing: which blocks are computed again in the backward pass instead of keeping their insides:
-            "none"; "early", those of the first two stages, which hold a third of all that is kept and do a sixth of
-            the work; "all".
+        gradient_checkpointing: what of the trunk is computed again in the backward pass instead of being kept: "none";
+            "light", the adapters, the norms after them, and the blocks of the first two stages, which are large and
+            cheap; "all" blocks.
         scratch: train without pretrained weights. Otherwise the first forward in training mode raises unless weights
             were loaded.
 
@@ -56,7 +56,7 @@ class SAM2UNet(nn.Module):
         adapter_dim: int = 32,
         adapter_init: str = "zero",
         adapter_from: int = 0,
-        gradient_checkpointing: str = "early",
+        gradient_checkpointing: str = "light",
         scratch: bool = False,
     ) -> None:
         super().__init__()
@@ -107,22 +107,19 @@ class SAM2UNet(nn.Module):
         """The last layers, of the main output first: what remains trainable where everything else is frozen."""
         return list(self.decoder.seg_layers)
 
-    def load_trunk(self, state_dict: Mapping[str, Any]) -> None:
-        """Load SAM 2's image encoder from a checkpoint of Meta's, 2.0 or 2.1; the rest of the network stays.
+    def load_trunk(self, state_dict: Mapping[str, Any]) -> list[str]:
+        """Load SAM 2's image encoder from a checkpoint of Meta's, 2.0 or 2.1; → the names of its tensors here.
+
+        The rest of the network stays as it is.
 
         Raises:
             SamnnError: another layout or another size, told with what was found and expected; nothing is loaded.
         """
-        self.load_state_dict(self.state_dict() | self.trunk_tensors(state_dict))
-
-    def trunk_tensors(self, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What `load_trunk` loads: our names → tensors of our shapes."""
-        return sam2_layouts.fitted(
-            sam2_layouts.trunk(state_dict),
-            self.state_dict(),
-            wanted=("encoder.trunk.",),
-            network=self.backbone,
-        )
+        own = self.state_dict()
+        found = sam2_layouts.trunk(state_dict)
+        fitted = sam2_layouts.fitted(found, own, wanted=("encoder.trunk.",), network=self.backbone)
+        self.load_state_dict(own | fitted)
+        return list(fitted)
 
     def load_reference(self, state_dict: Mapping[str, Tensor]) -> None:
         """Load a whole state dict of the public project WZH0120/SAM2-UNet; its unused `up4` is accepted.

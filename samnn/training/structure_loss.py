@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,8 +69,11 @@ class StructureLoss(nn.Module):
 
 def against_the_rest(logits: Tensor) -> Tensor:
     """(B, C, …) → (B, C − 1, …): the logit of each class but the first against all others together."""
-    others: Callable[[int], Tensor] = lambda c: torch.cat([logits[:, :c], logits[:, c + 1 :]], 1).logsumexp(1)
-    return torch.stack([logits[:, c] - others(c) for c in range(1, logits.shape[1])], 1)
+    binary = []
+    for c in range(1, logits.shape[1]):
+        others = torch.cat([logits[:, :c], logits[:, c + 1 :]], 1)
+        binary.append(logits[:, c] - others.logsumexp(1))
+    return torch.stack(binary, 1)
 
 
 def _mean_around(picture: Tensor) -> Tensor:

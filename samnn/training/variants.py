@@ -58,7 +58,7 @@ OPTIONS: tuple[Option, ...] = (
         options.CosineWarmup,
         group="schedule",
     ),
-    Option("GDL", "generalised Dice in the place of Dice", options.GDL),
+    Option("GDL", "generalised Dice in the place of Dice", options.GDL, group="loss"),
     Option("fp32", "no autocast", options.fp32),
     Option("<N>epochs", "epochs instead of nnU-Net's 1000", attribute="epochs"),
     Option(
