@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -197,6 +197,7 @@ def test_a_trunk_of_another_size_is_refused_with_found_and_expected(trunk_file):
 def test_a_block_without_filling_equals_timms_block_and_so_do_its_gradients(
     side, height, width, pools, batch
 ):
+    assume(not pools or side % 2 == 0)  # timm cannot pool the others
     torch.manual_seed(0)
     sizes = hiera_sizes(
         "", {**TINY, "window_spec": [8, side, side, side], "global_att_blocks": [], "num_heads": 2}

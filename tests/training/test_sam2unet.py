@@ -1,7 +1,10 @@
 """nnUNetTrainerSAM2UNet under nnU-Net's own commands, with a tiny trunk: what it trains, writes, needs and predicts."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,7 +148,8 @@ def test_stopped_and_continued_equals_one_go(trained: Path, make_trainer: Callab
     def signalled(batch: dict) -> dict:
         done.append(step(batch))
         if len(done) == 6:
-            trainer.stop_signal = 15
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
         return done[-1]
 
     trainer.train_step = signalled
