@@ -108,6 +108,7 @@ def compare(ways: dict[str, tuple[Callable[[], nn.Module], torch.dtype | None]],
             pipe.send(True)
             taken = pipe.recv()
             seconds[name] += [taken] if step else []
+            print(f"  step {step}, {name}: {taken:.2f} s", file=sys.stderr, flush=True)
     baseline = None
     print(f"{'':28} seconds a step (lowest to highest)   faster   GiB   of the peak   outputs   gradient")
     for name, pipe in pipes.items():
