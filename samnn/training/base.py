@@ -221,5 +221,5 @@ _NNUNET_NAMES = {
 
 def _loss_name(loss: Any) -> str:
     inner = getattr(loss, "loss", loss)  # inside the deep-supervision wrapper
-    parts = [type(getattr(part, "_orig_mod", part)).__name__ for part in (inner.ce, inner.dc)]
-    return " + ".join(parts)
+    parts = [inner.ce, inner.dc] if hasattr(inner, "dc") else [inner]
+    return " + ".join(type(getattr(part, "_orig_mod", part)).__name__ for part in parts)

@@ -10,6 +10,7 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from samnn.training import schedules
 from samnn.training.base import SamnnTrainer
 from samnn.training.losses import GeneralisedDiceLoss
+from samnn.training.structure_loss import StructureLoss
 
 
 class AdamW(SamnnTrainer):
@@ -55,6 +56,29 @@ class GDL(SamnnTrainer):
         dice = getattr(compound.dc, "_orig_mod", compound.dc)
         compound.dc = GeneralisedDiceLoss(dice.apply_nonlin, batch_dice=dice.batch_dice, ddp=dice.ddp)
         return loss
+
+
+class structureLoss(SamnnTrainer):
+    """SAM2-UNet's structure loss in the place of nnU-Net's, on 2D patches."""
+
+    weighted_bce = True
+
+    def _build_loss(self) -> torch.nn.Module:
+        loss = super()._build_loss()
+        labels = self.label_manager
+        structure = StructureLoss(
+            regions=labels.has_regions, ignore_label=labels.ignore_label, weighted_bce=self.weighted_bce
+        )
+        if not isinstance(loss, DeepSupervisionWrapper):
+            return structure
+        loss.loss = structure
+        return loss
+
+
+class structureLossUnweightedBCE(structureLoss):
+    """The structure loss as the public code of SAM2-UNet computes it: cross-entropy without the weights of edges."""
+
+    weighted_bce = False
 
 
 class fp32(SamnnTrainer):

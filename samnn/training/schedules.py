@@ -84,3 +84,19 @@ class CosineWarmup(IterationSchedule):
 
     def decay(self, progress: float) -> float:
         return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class CosinePerEpoch(IterationSchedule):
+    """Half a cosine from the peak to 1e-7, one value an epoch: SAM2-UNet's (Xiong et al. 2024, code). Takes no warm-up."""
+
+    floor_lr = 1e-7
+
+    def lr(self, iteration: int) -> float:
+        """The learning rate of the epoch of `iteration`."""
+        epoch_start = iteration - iteration % self.iterations_per_epoch
+        return self.floor_lr + (self.initial_lr - self.floor_lr) * self.decay(
+            epoch_start / self.total_iterations
+        )
+
+    def decay(self, progress: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * progress))

@@ -59,7 +59,7 @@ OPTIONS: tuple[Option, ...] = (
         options.CosineWarmup,
         group="schedule",
     ),
-    Option("GDL", "generalised Dice in the place of Dice", options.GDL),
+    Option("GDL", "generalised Dice in the place of Dice", options.GDL, group="loss"),
     Option("fp32", "no autocast", options.fp32),
     Option("CRF", "a CRF behind the network, trained with it", CRF, group="crf"),
     Option(

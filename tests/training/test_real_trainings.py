@@ -33,12 +33,22 @@ def real(shared: Path, tmp_path: Path) -> Callable:
 
 
 def train_predict_evaluate(
-    command: Callable, folders: dict[str, str], dataset: str, trainer: str, out: Path
+    command: Callable,
+    folders: dict[str, str],
+    dataset: str,
+    trainer: str,
+    out: Path,
+    network: dict | None = None,
 ) -> pd.DataFrame:
-    """The whole chain on fold 0 in 2D; → metrics of the held-back test cases."""
+    """The whole chain on fold 0 in 2D, with the network of the trainer or that given; → metrics of the test cases."""
     number, raw = int(dataset[7:10]), Path(folders["nnUNet_raw"]) / dataset
     plan = ("-d", number, "-c", "2d", "-np", 1, "-npfp", 1, "--verify_dataset_integrity")
     command("nnUNetv2_plan_and_preprocess", *plan, **folders, nnUNet_n_proc_DA="1")
+    if network is not None:
+        plans = Path(folders["nnUNet_preprocessed"]) / dataset / "nnUNetPlans.json"
+        content = json.loads(plans.read_text())
+        content["configurations"]["2d"]["architecture"] = network
+        plans.write_text(json.dumps(content))
     command("nnUNetv2_train", number, "2d", 0, "-tr", trainer, "-device", "cpu", **folders)
     command(
         "nnUNetv2_predict", "-i", raw / "imagesTs", "-o", out / "predicted", "-d", number, "-c", "2d", "-f", 0,
@@ -79,3 +89,34 @@ def test_enet_runs_on_head_neck_ct(command: Callable, real: Callable, tmp_path: 
         "esophagus", "spinal_cord", "larynx", "brainstem", "mandible", "parotid_left", "parotid_right",
     }  # fmt: skip
     assert metrics[metrics.metric == "dice"].value.dropna().between(0, 1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dataset", "n_training", "n_test"), [("Dataset904_Hippocampus", 10, 3), ("Dataset901_OpenKBPHN", 5, 1)]
+)
+def test_sam2unet_with_a_small_random_trunk_runs_on_real_volumes(
+    command: Callable,
+    real: Callable,
+    shared: Path,
+    tmp_path: Path,
+    dataset: str,
+    n_training: int,
+    n_test: int,
+) -> None:
+    """60 iterations; only on the hippocampus is that enough to beat a constant prediction."""
+    sizes = json.loads((shared / "reference" / "config.json").read_text())["sam2unet"]["hiera"]
+    network = {
+        "network_class_name": "samnn.nn.sam2_unet.SAM2UNet",
+        "arch_kwargs": {"architecture": sizes},
+        "_kw_requires_import": [],
+    }
+    folders = real(dataset, n_training=n_training, n_test=n_test)
+    trainer = "nnUNetTrainerSAM2UNet_scratch_structureLoss_2epochs_30iters_seed1"
+    metrics = train_predict_evaluate(command, folders, dataset, trainer, tmp_path, network)
+    dice = metrics[metrics.metric == "dice"].groupby("label").value.mean()
+    print(f"Dice on {dataset}: {dice.to_dict()}")
+    if "Hippocampus" in dataset:
+        for label in (1, 2):
+            assert dice[label] > 2 * constant_dice(Path(folders["nnUNet_raw"]) / dataset / "labelsTs", label)
+    assert dice.dropna().between(0, 1).all()

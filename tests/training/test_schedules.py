@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from samnn.training.schedules import CosineWarmup, PolyWarmup
+from samnn.training.schedules import CosinePerEpoch, CosineWarmup, PolyWarmup
 
 
 def build(schedule: type, *, total: int, warmup: int) -> PolyWarmup:
@@ -34,3 +34,9 @@ def test_stepping_by_epoch_sets_the_rate_of_its_first_iteration() -> None:
     schedule = build(PolyWarmup, total=100, warmup=5)
     schedule.step(3)
     assert schedule.optimizer.param_groups[0]["lr"] == schedule.lr(30)
+
+
+def test_cosine_per_epoch_by_hand() -> None:
+    schedule = build(CosinePerEpoch, total=40, warmup=0)
+    half = 1e-7 + (0.5 - 1e-7) / 2
+    assert [schedule.lr(i) for i in (0, 9, 20, 29)] == pytest.approx([0.5, 0.5, half, half])
