@@ -218,6 +218,23 @@ def test_what_has_no_lora_is_not_merged(
     assert export(Path(trainer.output_folder_base), tmp_path / "out").folds == ["0"]
 
 
+def test_with_a_crf_checkpoints_stay_lean_and_exports_are_refused(
+    samed_plans: str, make_trainer: Callable, tmp_path: Path
+) -> None:
+    name = "nnUNetTrainerSAMed_lean_CRF_1epochs_1iters_seed1"
+    trainer = make_trainer(name, configuration="2d_samed", plans=samed_plans)
+    trainer.run_training()
+    model = Path(trainer.output_folder_base)
+    weights = read(model / "fold_0" / FINAL)["network_weights"]
+    assert any(key.startswith("crf.") for key in weights)
+    loaded = predictor(model).network.state_dict()
+    assert loaded.keys() - weights.keys() == set(weights[RECORD]["tensors"])
+    for key, value in trainer.network.state_dict().items():
+        assert torch.equal(loaded[key], value), key
+    with pytest.raises(SamnnError, match="builds another network than its plans can name"):
+        export(model, tmp_path / "out")
+
+
 def predictor(model: Path) -> nnUNetPredictor:
     """Stock prediction's, with a model loaded."""
     made = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
