@@ -1,4 +1,7 @@
-"""How fast `samnn convert pairs` is: beside SimpleITK reading and writing each volume, and beside copying the bytes."""
+"""How fast `samnn convert pairs` is: beside SimpleITK reading and writing each volume, and beside copying the bytes.
+
+Written are SegTHOR-sized images and masks; the ways take turns. `command` is all that a user waits for, start-up too.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,134 @@ import io
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import SimpleITK
 from scipy.ndimage import gaussian_filter, zoom
 
 from samnn.dataset_conversion.pairs import convert
 from samnn.geometry import Grid
-from samnn.io import Volume, write_volume
+from samnn.io import Volume, read_volume, write_volume
 
 SHAPE = (512, 512, 180)  # SegTHOR's
 GRID = Grid(SHAPE, (0.98, 0.98, 2.5), (-250.0, -250.0, -400.0), tuple(np.eye(3).ravel()))
+FITS = ".nii.gz"
+KINDS = {  # ending and whether SimpleITK packs it
+    "nii": (".nii", False),
+    "nrrd": (".nrrd", True),
+    "mha": (".mha", True),
+    "dicom": ("", False),
+    "fits": (FITS, True),
+}
+Way = Callable[[Path, Path], None]
+
+
+def main() -> None:
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--data", type=Path, help="where the made-up volumes are kept for the next time")
+    parser.add_argument("--only-make", action="store_true", help="make the volumes and stop")
+    asked = parser.parse_args()
+    print(f"{asked.cases} cases of {SHAPE} int16 and their masks, {os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory(dir=asked.data and asked.data.parent) as folder:
+        data, scratch = asked.data or Path(folder) / "data", Path(folder)
+        make(data, asked.cases, asked.kinds)
+        for kind in [] if asked.only_make else asked.kinds:
+            ways: dict[str, Way] = {"SimpleITK": by_simpleitk}
+            if kind == "fits":
+                ways = {"copying": by_copying, "copying, fsync": by_copying_for_good}
+            ways |= {"samnn, in process": by_function, "samnn, command": by_command}
+            if kind == "fits":
+                ways |= {"samnn --link, in process": linking(by_function)}
+                ways |= {"samnn --link, command": linking(by_command)}
+            compare(kind, data / kind, scratch, ways, asked.repeats)
+
+
+def by_simpleitk(source: Path, target: Path) -> None:
+    for kind in ("images", "masks"):
+        (target / kind).mkdir(parents=True)
+        for path in sorted((source / kind).iterdir()):
+            files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(path)) if path.is_dir() else path
+            picture = SimpleITK.ReadImage(files)
+            SimpleITK.WriteImage(picture, str(target / kind / f"{path.name.split('.')[0]}.nii.gz"), True)
+
+
+def by_copying(source: Path, target: Path) -> None:
+    shutil.copytree(source, target)
+
+
+def by_copying_for_good(source: Path, target: Path) -> None:
+    """Copy and wait until the disk has it, as the conversion does."""
+    shutil.copytree(source, target)
+    for path in target.rglob("*.gz"):
+        with open(path, "rb") as copied:
+            os.fsync(copied.fileno())
+
+
+def by_function(source: Path, target: Path, **options: bool) -> None:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        convert(12, "Speed", images=source / "images", masks=source / "masks", output=target, **options)
+
+
+def by_command(source: Path, target: Path, **options: bool) -> None:
+    samnn = [Path(sys.executable).with_name("samnn"), "convert", "pairs", "-d", "12", "--name", "Speed"]
+    folders = ["--images", source / "images", "--masks", source / "masks", "-o", target]
+    subprocess.run([*samnn, *folders, *(f"--{name}" for name in options)], check=True, capture_output=True)
+
+
+def linking(way: Callable[..., None]) -> Way:
+    return lambda source, target: way(source, target, link=True)
+
+
+def compare(title: str, source: Path, scratch: Path, ways: dict[str, Way], repeats: int) -> None:
+    """Run the ways in turn, `repeats` times, and print median, spread and how often each fits into the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way(source, scratch / "out")
+            seconds[name].append(time.perf_counter() - start)
+            shutil.rmtree(scratch / "out")
+    baseline = statistics.median(next(iter(seconds.values())))
+    print(f"{title}: median of {repeats} runs (lowest to highest); the first way's time over this one's")
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        spread = f"{min(taken):.2f} to {max(taken):.2f}"
+        print(f"  {name:26} {median:6.2f} s ({spread})   {baseline / median:5.2f}", flush=True)
+
+
+def make(data: Path, n_cases: int, kinds: list[str]) -> None:
+    """Write what is not there yet. Two cases are made; the others are hard links to them."""
+    for number in range(n_cases):
+        for folder, make_voxels in (("images", ct), ("masks", organs)):
+            first = data / "fits" / folder / f"case_{number}{FITS}"
+            for kind in dict.fromkeys(["fits", *kinds]):
+                ending, packed = KINDS[kind] if (kind, folder) != ("dicom", "masks") else KINDS["fits"]
+                path = data / kind / folder / f"case_{number}{ending}"
+                made = path.with_name(f"case_{number % 2}{ending}")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.exists():
+                    continue
+                if path != made and made.is_dir():
+                    shutil.copytree(made, path, copy_function=os.link)
+                elif path != made:
+                    os.link(made, path)
+                elif path == first:
+                    write_volume(path, Volume(make_voxels(number), GRID))
+                elif ending:
+                    SimpleITK.WriteImage(SimpleITK.ReadImage(str(first)), str(path), packed)
+                else:
+                    write_series(path, read_volume(first))
 
 
 def ct(seed: int) -> np.ndarray:
@@ -48,83 +164,23 @@ def organs(seed: int) -> np.ndarray:
     return labels
 
 
-def make(folder: Path, n_cases: int, ending: str) -> None:
-    for number in range(n_cases):
-        for kind, voxels in (("images", ct(number)), ("masks", organs(number))):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            first = folder / kind / f"case_{number}.nii.gz"
-            write_volume(first, Volume(voxels, GRID))
-            if ending != ".nii.gz":
-                SimpleITK.WriteImage(
-                    SimpleITK.ReadImage(str(first)), str(first)[:-7] + ending, ending == ".nrrd"
-                )
-                first.unlink()
-
-
-def by_simpleitk(source: Path, target: Path) -> None:
-    for kind in ("images", "masks"):
-        (target / kind).mkdir(parents=True)
-        for path in sorted((source / kind).iterdir()):
-            picture = SimpleITK.ReadImage(str(path))
-            SimpleITK.WriteImage(picture, str(target / kind / f"{path.name.split('.')[0]}.nii.gz"), True)
-
-
-def by_copying(source: Path, target: Path) -> None:
-    """Copy each file and wait until the disk has it, as the conversion does."""
-    for kind in ("images", "masks"):
-        (target / kind).mkdir(parents=True)
-        for path in sorted((source / kind).iterdir()):
-            shutil.copyfile(path, target / kind / path.name)
-            with open(target / kind / path.name, "rb") as copied:
-                os.fsync(copied.fileno())
-
-
-def by_samnn(source: Path, target: Path, **options: bool) -> None:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        convert(12, "Speed", images=source / "images", masks=source / "masks", output=target, **options)
-
-
-def compare(
-    title: str, source: Path, scratch: Path, ways: dict[str, Callable[..., None]], repeats: int
-) -> None:
-    """Run the ways in turn, `repeats` times, and print median, spread and the ratio of the first to each other."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way(source, scratch / "out")
-            seconds[name].append(time.perf_counter() - start)
-            shutil.rmtree(scratch / "out")
-            print(f"  {title}, run {repeat + 1}, {name}: {seconds[name][-1]:.2f} s", flush=True)
-    baseline = statistics.median(next(iter(seconds.values())))
-    print(f"{title}: median of {repeats} (lowest to highest), and the ratio to it of the first")
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        print(
-            f"  {name:24} {median:6.2f} s ({min(taken):.2f} to {max(taken):.2f})   {baseline / median:5.2f}"
-        )
-
-
-def main() -> None:
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
-    asked = parser.parse_args()
-    print(f"{asked.cases} cases of {SHAPE} int16 and their masks, {os.cpu_count()} cores")
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        make(scratch / "nrrd", asked.cases, ".nrrd")
-        ways = {"SimpleITK": by_simpleitk, "samnn": by_samnn}
-        compare("rewriting NRRD", scratch / "nrrd", scratch, ways, asked.repeats)
-        shutil.rmtree(scratch / "nrrd")
-        make(scratch / "fits", asked.cases, ".nii.gz")
-        ways = {
-            "copying": by_copying,
-            "samnn": by_samnn,
-            "samnn --link": lambda source, target: by_samnn(source, target, link=True),
-        }
-        compare("nothing to change", scratch / "fits", scratch, ways, asked.repeats)
+def write_series(folder: Path, volume: Volume) -> None:
+    """One uncompressed DICOM file a slice, as scanners export them."""
+    folder.mkdir()
+    for number in range(SHAPE[2]):
+        header = pydicom.Dataset()
+        header.SOPClassUID, header.SOPInstanceUID = pydicom.uid.CTImageStorage, f"1.2.3.{number}"
+        header.Modality, header.SeriesInstanceUID, header.StudyInstanceUID = "CT", "1.2.3", "1.2"
+        header.ImagePositionPatient = [*GRID.origin_mm[:2], GRID.origin_mm[2] + number * GRID.spacing_mm[2]]
+        header.ImageOrientationPatient, header.PixelSpacing = [1, 0, 0, 0, 1, 0], [*GRID.spacing_mm[:2]]
+        header.Rows = header.Columns = SHAPE[0]
+        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+        header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
+        header.RescaleSlope, header.RescaleIntercept = 1, -1024
+        header.PixelData = (volume.voxels[:, :, number] + np.int16(1024)).tobytes(order="F")
+        header.file_meta = pydicom.dataset.FileMetaDataset()
+        header.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        header.save_as(folder / f"{number:03d}.dcm", enforce_file_format=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samnn.nn.samed import SAMed
-from samnn.training.hardware import keep_freed_memory, native_bf16
+from samnn.training.hardware import native_bf16
 
 CLASSES = 9  # Synapse's eight organs and the background, as SAMed is published
 RANK = 4
@@ -36,7 +36,6 @@ class Way:
     logits: str = "low_res_logits"  # those of the public code's outputs that its loss takes
     bf16: bool = False
     gradient_checkpointing: bool = False
-    keep_memory: bool = False
 
     def network(self) -> nn.Module:
         if self.source is not None:
@@ -77,8 +76,6 @@ def loss_of(logits: Tensor, target: Tensor) -> Tensor:
 
 def child(way: Way, batch: int, pipe: Connection) -> None:
     """Make a step whenever asked, and answer its seconds; asked for None, answer the peak memory and end."""
-    if way.keep_memory:
-        keep_freed_memory()
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     network = way.network().train()
@@ -147,21 +144,20 @@ def main() -> None:
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, bf16 {'native' if native else 'emulated'}")
     ways = [
         Way("public SAMed, fp32", 512, asked.samed),
-        Way("samnn, fp32, glibc's defaults", 512),
-        Way("samnn, fp32", 512, keep_memory=True),
-        Way("samnn, fp32, gradient checkpointing", 512, gradient_checkpointing=True, keep_memory=True),
+        Way("samnn, fp32", 512),
+        Way("samnn, fp32, gradient checkpointing", 512, gradient_checkpointing=True),
     ]
     if native or asked.bf16:
         ways += [
             Way("public SAMed, bf16 autocast", 512, asked.samed, bf16=True),
-            Way("samnn, bf16 autocast", 512, bf16=True, keep_memory=True),
+            Way("samnn, bf16 autocast", 512, bf16=True),
         ]
     compare(f"ViT-B, 512 x 512, batch {asked.batch}", ways, asked.batch, asked.repeats)
     if asked.ai4mi:
         source = asked.ai4mi / "src"
         ways = [
             Way("AI4MI, padded to 512 x 512, fp32", 256, source, "samed_fast", "masks"),
-            Way("samnn, fp32", 256, keep_memory=True),
+            Way("samnn, fp32", 256),
         ]
         compare(f"ViT-B, 256 x 256, batch {asked.batch}", ways, asked.batch, asked.repeats)
 

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pydicom
-from scipy.ndimage import shift
 
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume, read_slice
 
+from ._dicom_files import NOT_PARALLEL, Slice, Unusable, scan, transfer_syntax
+
 MOST_OFF_MM = 0.05  # how far a slice may lie from where an even, upright stack has it
-NOT_PARALLEL = 1e-3  # difference of direction cosines within a series; files round them to six digits
-TAGS = [
-    "SOPClassUID",
-    "Modality",
-    "SeriesInstanceUID",
-    "SeriesDescription",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "NumberOfFrames",
-]
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What the header of one file says; positions in mm, LPS."""
-
-    path: Path
-    series: str
-    description: str
-    position_mm: tuple[float, float, float]
-    orientation: tuple[float, ...]  # direction of a row (growing column), then of a column (growing row)
-    spacing_mm: tuple[float, float]  # between columns, between rows
-    shape: tuple[int, int]  # columns, rows
 
 
 @dataclass(frozen=True)
@@ -90,8 +61,7 @@ class Series:
         if not self.is_regular:
             spacing_mm = float(np.median(self.gaps_mm))
             n = round(length_mm / spacing_mm) + 1
-            offsets = _offsets(self) / first.spacing_mm  # every slice fits in: none is cut at the sides
-            low, high = np.floor(offsets.min(axis=0)), np.ceil(offsets.max(axis=0))
+            low, high = _margins(self)
             origin_mm = origin_mm + direction[:, :2] @ (low * first.spacing_mm)
             shape = tuple((np.array(shape) + high - low).astype(int).tolist())
         return Grid(
@@ -106,14 +76,15 @@ def find_series(folder: Path, wanted: Sequence[str] = ()) -> Series:
     """Choose the series with the most slices, or the one whose UID or description is in `wanted`.
 
     Raises:
-        SamnnError: there is no image series, no single one fits, or it is not a stack of parallel slices.
+        SamnnError: there is no image series, no single one fits, a file of it cannot be used, or it is not a stack of
+            parallel slices.
     """
-    slices, others = _scan(folder)
-    by_uid: dict[str, list[Slice]] = defaultdict(list)
-    for found in slices:
-        by_uid[found.series].append(found)
+    found = scan(folder)
+    by_uid: dict[str, list[Slice | Unusable]] = defaultdict(list)
+    for member in [*found.slices, *found.unusable]:
+        by_uid[member.series].append(member)
     if not by_uid:
-        raise SamnnError(f"{folder}: holds no DICOM image slices{_listed(others)}.")
+        raise SamnnError(f"{folder}: holds no DICOM image slices{_listed(found.others)}.")
     candidates = by_uid
     if wanted:
         candidates = {
@@ -121,15 +92,20 @@ def find_series(folder: Path, wanted: Sequence[str] = ()) -> Series:
             for uid, members in by_uid.items()
             if uid in wanted or members[0].description in wanted
         }
-    most = max(map(len, candidates.values()), default=0)
-    chosen = [uid for uid, members in candidates.items() if len(members) == most]
+    most = max(map(_n_slices, candidates.values()), default=0)
+    chosen = [uid for uid, members in candidates.items() if _n_slices(members) == most]
     if len(chosen) != 1:
         said = "several series have the most slices" if chosen else "no series is named by --series"
         known = "; ".join(_words(members) for members in by_uid.values())
         raise SamnnError(f"{folder}: {said}. Name one with --series UID. There are: {known}.")
+    slices = by_uid[chosen[0]]
+    for member in slices:
+        if isinstance(member, Unusable):
+            others = "" if len(by_uid) == 1 else f" Or choose another series than {chosen[0]} with --series."
+            raise SamnnError(f"{member.path}: {member.why}{others}")
     ignored = [_words(members) for uid, members in by_uid.items() if uid != chosen[0]]
-    ignored += [f"{count} {what}" for what, count in sorted(others.items())]
-    return _stack(folder, chosen[0], by_uid[chosen[0]], ignored)
+    ignored += [f"{count} {what}" for what, count in sorted(found.others.items())]
+    return _stack(folder, chosen[0], slices, ignored)
 
 
 def read_series(series: Series) -> Volume:
@@ -140,79 +116,28 @@ def read_series(series: Series) -> Volume:
     """
     arrays = []
     for found in series.slices:
-        voxels = read_slice(found.path)
+        try:
+            voxels = read_slice(found.path)
+        except SamnnError as error:
+            raise SamnnError(
+                f"{error} Its pixels are stored as {transfer_syntax(found.path)}; if GDCM cannot read that, export or "
+                "convert them uncompressed."
+            ) from error
         if voxels.shape != found.shape:
             raise SamnnError(f"{found.path}: holds {voxels.shape} voxels; its header says {found.shape}.")
-        arrays.append(voxels)
-    small = np.iinfo(np.int16)  # GDCM makes 32 bits of stored 16 less 1024, whatever the values
-    if all(a.dtype.kind in "iu" and small.min <= a.min() and a.max() <= small.max for a in arrays):
-        arrays = [array.astype(np.int16) for array in arrays]
-    if series.is_regular:
-        return Volume(np.stack(arrays, axis=-1), series.grid)
-    return _resampled(series, arrays)
+        arrays.append(_small(voxels))
+    if not series.is_regular:
+        return _resampled(series, arrays)
+    return Volume(
+        np.stack([array.T for array in arrays]).T, series.grid
+    )  # in the order in which files have it
 
 
-def _scan(folder: Path) -> tuple[list[Slice], Counter[str]]:
-    """The image slices at any depth of a folder, and a count of all other files by kind."""
-    slices, others = [], Counter()
-    for path in _files(folder):
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of values that are not used here
-                header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
-            if "SOPClassUID" not in header and "Modality" not in header:
-                others["files that are not DICOM images"] += 1
-            elif "ImagePositionPatient" not in header or header.get("Modality") == "RTDOSE":
-                others[f"{header.get('Modality', 'unknown')} files without image slices"] += 1
-            else:
-                slices.append(_slice(path, header))
-        except pydicom.errors.InvalidDicomError:
-            others["files that are not DICOM images"] += 1
-        except SamnnError:
-            raise
-        except Exception as error:  # damaged files make pydicom raise errors of any kind
-            raise SamnnError(f"{path}: is a damaged DICOM file ({error}). Export it again.") from error
-    return slices, others
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All visible files, links followed, each folder entered once."""
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _slice(path: Path, header: pydicom.Dataset) -> Slice:
-    if int(header.get("NumberOfFrames") or 1) > 1:
-        raise SamnnError(
-            f"{path}: is a multi-frame file of {header.NumberOfFrames} slices, which is not supported. "
-            "Convert it to NIfTI first, or export single slices."
-        )
-    if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise SamnnError(f"{path}: is a colour image; expected one value per voxel.")
-    row_mm, column_mm = (float(value) for value in header.PixelSpacing)
-    found = Slice(
-        path,
-        str(header.SeriesInstanceUID),
-        str(header.get("SeriesDescription", "")),
-        tuple(float(value) for value in header.ImagePositionPatient),
-        tuple(float(value) for value in header.ImageOrientationPatient),
-        (column_mm, row_mm),
-        (int(header.Columns), int(header.Rows)),
-    )
-    numbers = [*found.position_mm, *found.orientation, *found.spacing_mm]
-    right = len(found.position_mm) == 3 and len(found.orientation) == 6 and np.isfinite(numbers).all()
-    if right:
-        axes = np.reshape(found.orientation, (2, 3))
-        right = np.abs(axes @ axes.T - np.eye(2)).max() < NOT_PARALLEL and min(found.spacing_mm) > 0
-    if not right or min(found.shape) < 1:
-        raise SamnnError(f"{path}: its position, orientation, spacing or size is damaged. Export it again.")
-    return found
+def _small(voxels: np.ndarray) -> np.ndarray:
+    """As 16 bits where that is enough: GDCM makes 32 bits of stored 16 less 1024, whatever the values."""
+    small = np.iinfo(np.int16)
+    fits = voxels.dtype.kind in "iu" and small.min <= voxels.min() and voxels.max() <= small.max
+    return voxels.astype(np.int16) if fits else voxels
 
 
 def _stack(folder: Path, uid: str, slices: list[Slice], ignored: list[str]) -> Series:
@@ -263,15 +188,26 @@ def _offsets(series: Series) -> np.ndarray:
     return (positions_mm - positions_mm[0]) @ axes.T
 
 
+def _margins(series: Series) -> tuple[np.ndarray, np.ndarray]:
+    """How many columns and rows the upright grid begins and ends beyond the first slice, so that none is cut."""
+    spacing_mm = np.array(series.slices[0].spacing_mm)
+    offsets_mm = _offsets(series)
+    low = np.floor((offsets_mm.min(axis=0) + MOST_OFF_MM) / spacing_mm)
+    high = np.ceil((offsets_mm.max(axis=0) - MOST_OFF_MM) / spacing_mm)
+    return low, high
+
+
 def _resampled(series: Series, arrays: list[np.ndarray]) -> Volume:
     """Shift each slice to its place on the upright grid, and interpolate linearly between neighbours.
 
     Where no slice reaches, the lowest value of the series stands: air in CT.
     """
+    from scipy.ndimage import shift  # a second to import, and rarely needed
+
     grid = series.grid
     lowest = min(array.min() for array in arrays)
     offsets = _offsets(series) / series.slices[0].spacing_mm
-    low = np.floor(offsets.min(axis=0))
+    low, _ = _margins(series)
 
     def placed(number: int) -> np.ndarray:
         canvas = np.full(grid.shape[:2], lowest, np.float32)
@@ -291,9 +227,13 @@ def _resampled(series: Series, arrays: list[np.ndarray]) -> Volume:
     return Volume(voxels, grid)
 
 
-def _words(members: list[Slice]) -> str:
+def _n_slices(members: Sequence[Slice | Unusable]) -> int:
+    return sum(member.n_frames if isinstance(member, Unusable) else 1 for member in members)
+
+
+def _words(members: Sequence[Slice | Unusable]) -> str:
     description = f" {members[0].description!r}" if members[0].description else ""
-    return f"series {members[0].series}{description} of {len(members)} slices"
+    return f"series {members[0].series}{description} of {_n_slices(members)} slices"
 
 
 def _listed(others: Counter[str]) -> str:

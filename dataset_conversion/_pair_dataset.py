@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from rich.progress import track
 from samnn import __version__
 from samnn.atomic import write_json
 from samnn.errors import Problems
-from samnn.workers import each_case
+from samnn.workers import each_case_in_threads
 
 from . import _layout, _splits
 from ._label_names import LabelNames
@@ -51,7 +52,8 @@ class Dataset:
             failed: dict[str, list[str]] = {}
             arguments = (dataset.folder, self.names, self.link)
             for name, entry in each("Writing", _write, waiting, *arguments, workers=workers, refused=failed):
-                write_json(records / f"{name}.json", {"asked": asked[name], "entry": entry})
+                record = json.dumps({"asked": asked[name], "entry": entry})
+                (records / f"{name}.json").write_text(record, encoding="utf-8")  # half of one counts as none
                 entries[name] = entry
             self.refused |= failed
             if not entries:  # nothing to keep for the next run
@@ -112,11 +114,11 @@ def each(
 ) -> Iterator[Any]:
     """The results of `function` of each case, as they finish; what is refused goes to `refused`."""
     console = Console(stderr=True)
-
-    def tell(news: str) -> None:
-        console.print(news, style="yellow", markup=False, highlight=False)
-
-    with closing(each_case(function, cases, *arguments, workers=workers, tell=tell)) as finished:
+    with (
+        warnings.catch_warnings(),
+        closing(each_case_in_threads(function, cases, *arguments, workers=workers)) as finished,
+    ):
+        warnings.simplefilter("ignore")  # pydicom's, of values that are not used here
         for case, result, problem in track(finished, title, len(cases), console=console, transient=True):
             if problem is None:
                 yield result

@@ -81,6 +81,9 @@ def find_in_folders(images: Path, masks: Path, *, unlabelled: bool) -> Found:
         for stem, path in mask_files.items()
         if stem not in channels
     ]
+    if problems and left_out:
+        listed = ", ".join(left_out[:5]) + (f" and {len(left_out) - 5} more" if len(left_out) > 5 else "")
+        problems.append(f"Left out, no images by their endings: {listed}. DICOM series need a folder each.")
     pairs = [
         Pair(clean(case), case, tuple(files[channel] for channel in sorted(files)), mask_files.get(case))
         for case, files in sorted(channels.items())

@@ -1,9 +1,8 @@
-"""One case of images and mask: what has to be done with it, and doing it. Runs in worker processes."""
+"""One case of images and mask: what has to be done with it, and doing it. Runs in threads."""
 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -13,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from samnn.atomic import whole_file
+from samnn.blocks import label_values, rewrite
 from samnn.errors import Problems, SamnnError
 from samnn.geometry import Grid
 from samnn.io import (
     Volume,
-    label_values,
     read_header,
     read_labels,
     read_volume,
@@ -61,6 +60,7 @@ class Plan:
     channels: list[Channel]
     fit: _grids.Fit | None = None
     mask_grid: Grid | None = None
+    mask_is_float: bool = False
     mask_rewritten: list[str] = field(default_factory=list)
     values: set[int] = field(default_factory=set)
     changes: list[str] = field(default_factory=list)  # what the user should know
@@ -69,12 +69,6 @@ class Plan:
     @property
     def name(self) -> str:
         return self.pair.name
-
-    def n_voxels_to_read(self, names: LabelNames) -> int:
-        """Voxels that cannot be copied unread, those of the mask included."""
-        n_images = sum(bool(channel.rewritten) or channel.is_float for channel in self.channels)
-        is_new_mask = bool(self.mask_rewritten or self.values & names.changed.keys())
-        return math.prod(self.grid.shape) * (n_images + is_new_mask)
 
     @property
     def sources(self) -> list[Path]:
@@ -141,7 +135,7 @@ def _inspect_image(plan: Plan, path: Path, options: Options) -> Grid:
             "and they are split; of a series over time keep one volume."
         )
     if grid.n_dims != 3:
-        raise SamnnError(f"{path}: has {grid.n_dims} dimensions; expected 3.")
+        raise _not_a_volume(path, grid)
     rewritten = _why_not_as_it_is(path)
     plan.channels.append(Channel(path, rewritten=rewritten, is_float=is_float))
     return grid
@@ -152,11 +146,12 @@ def _inspect_mask(plan: Plan, path: Path, options: Options) -> None:
     header = read_header(path)
     plan.mask_grid = header.grid
     if header.grid.n_dims != 3:
-        raise SamnnError(f"{path}: has {header.grid.n_dims} dimensions; expected 3. Is it a label map?")
+        raise _not_a_volume(path, header.grid)
     plan.values = label_values(path)
     if why := _why_not_as_it_is(path):
         plan.mask_rewritten.append(why)
-    if header.dtype.kind == "f":
+    plan.mask_is_float = header.dtype.kind == "f"
+    if plan.mask_is_float:
         plan.mask_rewritten.append("stored as floats")
     if plan.grid is None:
         return
@@ -177,6 +172,15 @@ def _inspect_mask(plan: Plan, path: Path, options: Options) -> None:
         plan.mask_rewritten.append("takes the image's header")
     if not plan.values - {0}:
         plan.changes.append("the mask is empty")
+
+
+def _not_a_volume(path: Path, grid: Grid) -> SamnnError:
+    cure = (
+        "Is it a label map?"
+        if grid.n_dims > 3
+        else "Put slices together, or give it a third axis of one voxel."
+    )
+    return SamnnError(f"{path}: has {grid.n_dims} dimensions; expected 3. {cure}")
 
 
 def _why_not_as_it_is(path: Path) -> str:
@@ -206,7 +210,7 @@ def write(plan: Plan, folder: Path, names: LabelNames, link: bool) -> dict[str, 
             write_volume(target, Volume(split[..., channel.volume], plan.grid))
             how = "converted"
         elif channel.rewritten:
-            write_volume(target, read_volume(channel.path))
+            rewrite(channel.path, target)
             how = "converted"
         else:
             if channel.is_float:
@@ -233,6 +237,9 @@ def _write_mask(
     because = [*plan.mask_rewritten, *(["values renumbered"] if renumbered else [])]
     if not because:
         return {"how": _take(plan.pair.mask, target, link=link), "because": []}
+    if not (renumbered or plan.fit.differences) and plan.fit.turn.is_none and not plan.mask_is_float:
+        rewrite(plan.pair.mask, target, like=image)
+        return {"how": "converted", "because": because}
     labels = read_labels(plan.pair.mask).voxels
     if plan.fit.differences:
         labels = resample_labels(Volume(names.renumber(labels), plan.mask_grid), plan.grid).voxels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from samnn.errors import Problems, SamnnError
-from samnn.workers import sensible_workers
+from samnn.workers import MOST_WORKERS
 
 from . import _layout, _splits
 from ._label_names import LabelNames, names_for, read_label_names
@@ -18,8 +19,6 @@ from ._pair_dataset import Dataset, each, flat
 from ._pair_files import Found, Pair, find_in_folders, find_in_table
 from ._pair_report import print_report
 from ._pair_work import Options, Plan, inspect
-
-VOXELS_OF_A_SERIES = 50_000_000
 
 
 def convert(
@@ -98,7 +97,9 @@ def convert(
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Cases at the same time.  [default: as many as cores and work, at most 8]"),
+        typer.Option(
+            min=1, help="Cases at the same time, each in memory.  [default: as many as cores, at most 8]"
+        ),
     ] = None,
 ) -> None:
     """Convert your own images and masks: NIfTI, NRRD, MetaImage, MINC; DICOM series as images.
@@ -124,11 +125,8 @@ def convert(
 
     options = Options(resample, tuple(series or []), len(channel_names) if channel_names else None)
     refused: dict[str, list[str]] = {}
-    to_check = sum(
-        _size(path) for pair in pairs for path in pair.sources if path.is_dir() or path == pair.mask
-    )
-    checkers = workers or sensible_workers(len(pairs), to_check)
-    plans = list(each("Checking", inspect, pairs, options, workers=checkers, refused=refused))
+    workers = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    plans = list(each("Checking", inspect, pairs, options, workers=workers, refused=refused))
     plans.sort(key=lambda plan: plan.name)
     if not plans:
         raise Problems(f"Nothing was converted, all {len(refused)} cases are refused:", flat(refused))
@@ -156,8 +154,6 @@ def convert(
         )
     entries, outcome = {}, f"{len(plans)} cases checked, nothing written"
     if not dry_run:
-        to_write = sum(plan.n_voxels_to_read(names) for plan in plans)
-        workers = workers or sensible_workers(len(plans), to_write)
         dataset = Dataset(plans, names, channel_names, splits, refused, link=link)
         entries = dataset.write(target, workers=workers, overwrite=overwrite, skip_refused=skip_refused)
         outcome = f"{len(entries)} cases written to {target}"
@@ -204,11 +200,6 @@ def _with_patients(pairs: Sequence[Pair], pattern: str | None) -> list[Pair]:
     if without := [called for called, patient in found.items() if not patient]:
         raise Problems(f"--patient {pattern}: finds no patient in", without)
     return [Pair(pair.name, pair.called, pair.images, pair.mask, found[pair.called]) for pair in pairs]
-
-
-def _size(path: Path) -> int:
-    """A guess at the voxels of a source, to decide whether further processes pay."""
-    return VOXELS_OF_A_SERIES if path.is_dir() else path.stat().st_size
 
 
 def _fitting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,20 @@ class Calibration:
     @property
     def n_voxels(self) -> int:
         return sum(self.n)
+
+    @property
+    def bins(self) -> dict[str, list[Any]]:
+        """What a reliability plot shows, bin by bin: null in an empty bin, edges one more than bins."""
+
+        def over_n(sums: tuple[float, ...]) -> list[float | None]:
+            return [total / n if n else None for total, n in zip(sums, self.n, strict=True)]
+
+        return {
+            "edges": [b / N_BINS for b in range(N_BINS + 1)],
+            "n": list(self.n),
+            "mean_probability": over_n(self.sum_p),
+            "observed_fraction": over_n(self.sum_y),
+        }
 
 
 NOTHING = Calibration((0,) * N_BINS, (0.0,) * N_BINS, (0,) * N_BINS, 0.0, 0.0)

@@ -14,7 +14,7 @@ from samnn.io import read_grid
 from samnn.labels import LabelSet, read_dataset_json
 
 from .probabilities import Channels, check_probabilities
-from .results import Results, find_results, reference_labels
+from .results import NAME_REFERENCE, Results, find_results, reference_labels
 
 # Label maps when no dataset.json names the file ending.
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".png", ".tif", ".tiff", ".bmp")
@@ -75,14 +75,12 @@ def find_cases(
         reference = reference_labels(results)
     else:
         raise SamnnError(
-            f"{prediction}: is no nnU-Net results folder (it has no fold_* folders), so REFERENCE is needed: "
-            "samnn evaluate REFERENCE PREDICTION."
+            f"{prediction}: is no nnU-Net results folder (it has no fold_* folders), so its labels are not known. "
+            f"{NAME_REFERENCE}"
         )
     folders = results.validations if results else [prediction]
     if any(os.path.samefile(reference, folder) for folder in folders):
-        raise SamnnError(
-            f"{prediction}: reference and prediction are the same folder. samnn evaluate REFERENCE PREDICTION."
-        )
+        raise SamnnError(f"{prediction}: reference and prediction are the same folder. {NAME_REFERENCE}")
     labels, labels_source = _labels(reference, results.folder if results else prediction, labels_file)
     endings = _endings(labels_source)
     notes = list(results.notes) if results else []
@@ -219,7 +217,7 @@ def _checked_case(
             return None
         differences = _differences(grid, other, prediction)
         if differences and not (resample and other.n_dims == grid.n_dims and grid.touches(other)):
-            problems.append(_on_another_grid(reference, prediction, grid, other, differences, resample))
+            problems.append(_on_another_grid(reference, prediction, grid, other, differences))
             return None
     elif grid is not None:
         try:
@@ -248,16 +246,16 @@ def _differences(grid: Grid, other: Grid, prediction: Path) -> list[str]:
 
 
 def _on_another_grid(
-    reference: Path, prediction: Path, grid: Grid, other: Grid, differences: list[str], resample: bool
+    reference: Path, prediction: Path, grid: Grid, other: Grid, differences: list[str]
 ) -> str:
     if other.n_dims == grid.n_dims + 1:
-        cure = "If its last axis are the probabilities of the classes, add --probabilities."
+        cure = "If its last axis are the probabilities of the classes: samnn evaluate --probabilities."
     elif other.n_dims != grid.n_dims:
         cure = "They are not of the same dimension."
-    elif resample:
-        cure = "They have no point in common."
+    elif not grid.touches(other):
+        cure = "They have no point in common: is this the prediction of another case?"
     else:
-        cure = "--resample brings it onto the grid of the reference."
+        cure = "samnn evaluate --resample brings it onto the grid of the reference."
     return (
         f"{prediction}: lies on another grid than {reference}. Reference against prediction: "
         f"{'; '.join(differences)}. {cure}"

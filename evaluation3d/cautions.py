@@ -58,6 +58,9 @@ def cautions_of(comparison: Comparison) -> list[str]:
             f"{worst['n_left_out']} ({worst['metric']}, {worst['class']}). A missed organ has no distance, so "
             "distances flatter the method that misses it: read them together with the failures."
         )
+    lines += [
+        f"No reliability of {m.name}: {m.confidence.note}" for m in comparison.methods if m.confidence.note
+    ]
     skipped = max(len(m.summary["missing"]) for m in comparison.methods)
     if skipped:
         lines.append(f"{skipped} references have no prediction and are not part of anything here.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,22 +37,22 @@ def compare(
     Raises:
         SamnnError: what is wrong, or in what the methods differ.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        methods = load_methods(
-            sources,
-            reference=reference,
-            names=names,
-            tolerance_mm=tolerance_mm,
-            labels=labels,
-            workers=workers,
-            cache_folder=(Path(scratch) if out is None else Path(out)) / "metrics",
-            show_progress=show_progress,
-        )
+    pattern = None if group is None else _pattern(group)
+    methods = load_methods(
+        sources,
+        reference=reference,
+        names=names,
+        tolerance_mm=tolerance_mm,
+        labels=labels,
+        workers=workers,
+        cache_folder=None if out is None else Path(out) / "metrics",
+        show_progress=show_progress,
+    )
     _refuse_metrics(methods, metrics)
     comparison = Comparison(methods, tuple(metrics), group, None)
-    if group is None:
+    if pattern is None:
         return comparison
-    return Comparison(methods, tuple(metrics), group, _groups(comparison.cases, group))
+    return Comparison(methods, tuple(metrics), group, _groups(comparison.cases, pattern))
 
 
 def _refuse_metrics(methods: Sequence[Method], metrics: Sequence[str]) -> None:
@@ -79,12 +78,19 @@ def _refuse_metrics(methods: Sequence[Method], metrics: Sequence[str]) -> None:
         raise Problems("The metrics cannot be compared.", list(dict.fromkeys(problems)))
 
 
-def _groups(cases: list[str], group: str) -> np.ndarray:
+def _pattern(group: str) -> re.Pattern[str]:
     try:
-        pattern = re.compile(group)
+        return re.compile(group)
     except re.error as error:
         raise SamnnError(f"--group {group!r}: is no regular expression ({error}).") from error
-    found = {case: pattern.search(case) for case in cases}
-    if without := [case for case, match in found.items() if match is None]:
-        raise SamnnError(f"--group {group!r}: does not match {len(without)} cases: {', '.join(without[:8])}.")
-    return np.array([match[1] if pattern.groups else match[0] for match in found.values()])
+
+
+def _groups(cases: list[str], pattern: re.Pattern[str]) -> np.ndarray:
+    matches = {case: pattern.search(case) for case in cases}
+    found = {case: match and (match[1] if pattern.groups else match[0]) for case, match in matches.items()}
+    if without := [case for case, patient in found.items() if not patient]:
+        raise SamnnError(
+            f"--group {pattern.pattern!r}: finds no patient in {len(without)} cases: {', '.join(without[:8])}. "
+            "Give an expression that matches every case's name."
+        )
+    return np.array(list(found.values()))

@@ -34,7 +34,8 @@ class Comparison:
     @cached_property
     def key(self) -> str:
         """A hash of all that the output depends on: values, names, costs, and what was asked."""
-        asked = [self.metrics, self.group, [method.key for method in self.methods], self._methods()]
+        keys = [(method.key, method.confidence.key) for method in self.methods]
+        asked = [self.metrics, self.group, keys, self._methods()]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
     @property
@@ -96,6 +97,8 @@ class Comparison:
             "failures": self._failures(),
             "pairs": self._pairs(),
             "ranking": self._ranking(),
+            "calibration": self._calibration(),
+            "reliability": self._reliability(),
             "values": self._values(),
         }
         return {name: pandas.DataFrame(rows) for name, rows in tables.items() if rows}
@@ -235,6 +238,34 @@ class Comparison:
                         for m, method in enumerate(self.methods)
                     ]
         return rows
+
+    def _calibration(self) -> list[dict]:
+        return [
+            {
+                "class": name,
+                "method": method.name,
+                "n_cases": len(self.cases),
+                "n_voxels": sum(found["reliability"]["n"]),
+                **{key: value for key, value in found.items() if key != "reliability"},
+            }
+            for name in self.methods[0].classes
+            for method in self.methods
+            if (found := method.confidence.classes.get(name))
+        ]
+
+    def _reliability(self) -> list[dict]:
+        """A row a bin; n counts voxels."""
+        names = ("low", "high", "n", "mean_probability", "observed_fraction")
+        return [
+            {"class": name, "method": method.name, **dict(zip(names, bin_, strict=True))}
+            for name in self.methods[0].classes
+            for method in self.methods
+            if (found := method.confidence.classes.get(name))
+            for edges in [found["reliability"]["edges"]]
+            for bin_ in zip(
+                edges[:-1], edges[1:], *(found["reliability"][key] for key in names[2:]), strict=True
+            )
+        ]
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from samnn.errors import SamnnError
 from .cautions import cautions_of
 from .comparison import Comparison
 from .display import display_tables
+from .latex import latex_of
 from .report import render_report
 from .summary import check_target
 
@@ -30,6 +31,11 @@ def check_comparison_target(out: Path) -> None:
         SamnnError: the reason, and what to do.
     """
     check_target(out)
+    if any(out.glob("fold_*")):
+        raise SamnnError(f"{out}: is a results folder of nnU-Net. Choose another -o.")
+    for name in ("metrics", "pictures", "tables"):
+        if (out / name).exists() and not (out / name).is_dir():
+            raise SamnnError(f"{out / name}: is a file where a folder is needed. Choose another -o.")
     signed = {
         "report.html": out / "report.html",
         "comparison.json": out / "comparison.json",
@@ -55,7 +61,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
         for name, table in comparison.tables.items():
             table.to_csv(folder / f"{name}.csv", index=False, na_rep="nan", encoding="utf-8")
         (folder / "tables.md").write_text(_markdown(shown), encoding="utf-8")
-        (folder / "tables.tex").write_text(_latex(shown), encoding="utf-8")
+        (folder / "tables.tex").write_text(latex_of(shown), encoding="utf-8")
         with whole_file(out / "report.html") as page:
             page.write_text(html, encoding="utf-8")
     write_json(out / "comparison.json", _as_json(comparison))  # last: it says what the others are
@@ -98,40 +104,9 @@ def _markdown(tables: dict[str, pandas.DataFrame]) -> str:
     blocks = []
     for title, table in tables.items():
         lines = [list(table.columns), ["---"] * len(table.columns), *table.values.tolist()]
-        rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+        rows = [
+            "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |"
+            for line in lines
+        ]
         blocks.append("\n".join([f"## {title}", "", *rows]))
     return "\n\n".join(blocks) + "\n"
-
-
-def _latex(tables: dict[str, pandas.DataFrame]) -> str:
-    blocks = ["% Written by samnn compare. Needs \\usepackage{booktabs}."]
-    for title, table in tables.items():
-        rows = [
-            " & ".join(map(_escaped, line)) + " \\\\"
-            for line in [list(table.columns), *table.values.tolist()]
-        ]
-        blocks.append(
-            "\n".join(
-                [
-                    f"% {title}",
-                    f"\\begin{{tabular}}{{{'l' * len(table.columns)}}}",
-                    "\\toprule",
-                    rows[0],
-                    "\\midrule",
-                    *rows[1:],
-                    "\\bottomrule",
-                    "\\end{tabular}",
-                ]
-            )
-        )
-    return "\n\n".join(blocks) + "\n"
-
-
-LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "<": "$<$", ">": "$>$", "±": r"$\pm$",
-}  # fmt: skip
-
-
-def _escaped(text: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in text)

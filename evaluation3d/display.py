@@ -146,13 +146,27 @@ def _failed(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
     }
 
 
+def _calibrated(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
+    shown = {key: f"{row[key]:.4f}" if row[key] == row[key] else UNDEFINED for key in ("ece", "brier", "nll")}
+    return {
+        "class": row["class"],
+        "method": letters[row["method"]],
+        "n": str(row["n_cases"]),
+        "voxels": f"{row['n_voxels']:,}",
+        "ECE": shown["ece"],
+        "Brier score": shown["brier"],
+        "NLL (nats)": shown["nll"],
+    }
+
+
 def _costs(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
     def known(key: str, show: Callable[[Any], str]) -> str:
         value = row[key]
         return "not known" if value is None or value != value else show(value)
 
     return {
-        "method": f"{letters[row['method']]} = {row['method']}",
+        "method": letters[row["method"]],
+        "name": row["method"],
         "folds": _text(row["folds"]),
         "trainable parameters": known("trainable_parameters", lambda n: f"{n:,.0f}"),
         "parameters": known("total_parameters", lambda n: f"{n:,.0f}"),
@@ -161,7 +175,6 @@ def _costs(row: dict[str, Any], letters: dict[str, str]) -> dict[str, str]:
         "training a fold": known("training_hours", lambda h: f"{h:.2f} h" if h >= 1 else f"{60 * h:.1f} min"),
         "inference a case": known("inference_seconds", lambda s: f"{s:.1f} s"),
         "device": known("device", str),
-        "source": row["source"],
     }
 
 
@@ -172,6 +185,7 @@ _ROWS: dict[str, tuple[str, _Row]] = {
     "description": ("Each method", _described),
     "pairs": ("Paired differences", _paired),
     "ranking": ("Ranking", _ranked),
+    "calibration": ("Calibration", _calibrated),
 }
 
 

@@ -156,10 +156,10 @@ def evaluate_folder(
     )
     cases = case_set.cases
     workers = workers or sensible_workers(len(cases), sum(case.n_voxels for case in cases))
-    with _progress(show_progress) as progress:
+    with progress_bar(show_progress) as progress:
         label_set = case_set.labels
         if label_set is None:
-            found = _run(progress, "Finding classes", _values_of, case_set, workers=workers)
+            found = run_cases(progress, "Finding classes", _values_of, case_set, workers=workers)
             label_set = _numbered(set().union(*found.values()), case_set)
         arguments = (label_set, tolerance_mm, surface, case_set.channels)
         settings = {
@@ -170,7 +170,7 @@ def evaluate_folder(
             "resample": resample,
         }
         with Journal(keep_in, settings) if keep_in is not None else nullcontext() as journal:
-            results = _run(
+            results = run_cases(
                 progress,
                 "Evaluating",
                 _evaluate_files,
@@ -184,7 +184,7 @@ def evaluate_folder(
     )
 
 
-def _run(
+def run_cases(
     progress: Progress,
     task: str,
     function: Any,
@@ -282,7 +282,7 @@ def _check_settings(tolerance_mm: float, surface: str) -> None:
         raise SamnnError(f"The tolerance is {tolerance_mm} mm; expected a number from 0 upwards.")
 
 
-def _progress(show: bool) -> Progress:
+def progress_bar(show: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,9 +1,10 @@
-"""The figures of the report, as SVG: values of every case, paired differences, how often each rank is reached."""
+"""The figures of the report, as SVG: values of every case, paired differences, how often each rank is reached, reliability."""
 
 from __future__ import annotations
 
 import io
 import math
+from typing import Any
 
 import numpy as np
 
@@ -118,6 +119,46 @@ def ranks_figure(comparison: Comparison, metric: str) -> str | None:
     return _svg(figure)
 
 
+def reliability_figure(comparison: Comparison) -> str:
+    """A panel a class, how often a predicted probability came true, and below it how many voxels had which."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    classes = comparison.methods[0].classes
+    columns = min(COLUMNS, len(classes))
+    rows = math.ceil(len(classes) / columns)
+    with rc_context(FONT):
+        figure = Figure(figsize=(max(3.4, 3.1 * columns), 4.4 * rows + 0.3), layout="constrained")
+        panels = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
+    for place in range(rows * columns):
+        above, below = panels[2 * (place // columns) : 2 * (place // columns) + 2, place % columns]
+        if place < len(classes):
+            _draw_reliability(comparison, classes[place], above, below)
+        else:
+            above.remove()
+            below.remove()
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=8, frameon=False)
+    return _svg(figure)
+
+
+def _draw_reliability(comparison: Comparison, name: str, above: Any, below: Any) -> None:
+    above.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--")
+    for i, (method, letter) in enumerate(
+        zip(comparison.methods, letters_of(comparison).values(), strict=True)
+    ):
+        found = method.confidence.classes.get(name)
+        if found is None:
+            continue
+        bins = found["reliability"]
+        colour, marker = _look(i)
+        p, y = (np.array(bins[key], float) for key in ("mean_probability", "observed_fraction"))
+        above.plot(p, y, color=colour, marker=marker, markersize=4.5, linewidth=1, label=letter)
+        below.stairs(np.maximum(bins["n"], 0.5), bins["edges"], baseline=0.5, color=colour, linewidth=1.3)
+    above.set(title=name, ylabel="observed fraction", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    below.set(xlabel="predicted probability", ylabel="voxels", xlim=(-0.02, 1.02), yscale="log")
+
+
 def _panels(n: int, *, height: float, width: float | None = None):  # noqa: ANN202 (matplotlib is imported late)
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -147,4 +188,6 @@ def _axis(comparison: Comparison, metric: str) -> str:
 
 
 def _look(method: int) -> tuple[str, str]:
-    return COLOURS[method % len(COLOURS)], MARKERS[method % len(MARKERS)]
+    """A colour and a marker; 49 methods have different pairs of them."""
+    n = len(COLOURS)
+    return COLOURS[method % n], MARKERS[(method + method // n) % n]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
+import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ from samnn.atomic import whole_folder
 from samnn.errors import Problems, SamnnError
 
 from .cases import Case, CaseSet, find_cases
+from .confidence import Confidence, confidence_beside, confidence_of_summary
+from .content import key_of_cases, key_of_code, key_of_file
 from .evaluate import evaluate_folder
 from .results import Results, find_results, reference_labels
 from .summary import write_outputs
@@ -42,6 +45,7 @@ class Method:
     key: str
     cases: dict[str, Case] | None  # None: a metrics.csv was given
     results: Results | None
+    confidence: Confidence  # from saved probabilities; of no class where there are none
 
     @property
     def case_names(self) -> list[str]:
@@ -60,7 +64,7 @@ def load_methods(
     tolerance_mm: float,
     labels: Path | None,
     workers: int | None,
-    cache_folder: Path,
+    cache_folder: Path | None,
     show_progress: bool,
 ) -> list[Method]:
     """Load every method and make sure that all have the same cases, reference, classes and settings.
@@ -94,31 +98,60 @@ def load_methods(
     methods = []
     for name, source in zip(method_names, sources, strict=True):
         if name in tables:
-            key = _sha256(source) + _sha256(source.with_name("summary.json")) + _code_hash()
-            methods.append(Method(name, source, *tables[name], key, None, None))
+            summary, values = tables[name]
+            key = key_of_file(source) + key_of_file(source.with_name("summary.json")) + key_of_code()
+            confidence = confidence_of_summary(summary)
+            methods.append(Method(name, source, summary, values, key, None, None, confidence))
             continue
         case_set = case_sets[name]
-        key = _content_key(case_set, tolerance_mm)
-        folder = cache_folder / key[:16]
-        if not folder.exists():
-            if show_progress:
-                Console(stderr=True).print(f"{name}:", highlight=False, markup=False)
-            evaluation = evaluate_folder(
-                case_set.reference,
-                source,
-                labels=labels,
+        key = key_of_cases(case_set, tolerance_mm=tolerance_mm)
+        options = {"labels": labels, "workers": workers, "show_progress": show_progress}
+        with nullcontext(cache_folder) if cache_folder else tempfile.TemporaryDirectory() as folder:
+            summary, values = _evaluated(
+                name,
+                case_set,
+                Path(folder) / key[:16],
+                is_kept=cache_folder is not None,
                 tolerance_mm=tolerance_mm,
-                allow_missing=find_results(source) is None,
-                workers=workers,
-                show_progress=show_progress,
+                **options,
             )
-            with whole_folder(folder) as part:
-                write_outputs(evaluation, part)
-        summary, values = read_evaluation(folder / "metrics.csv")
+            confidence = confidence_of_summary(summary)
+            if case_set.channels is None:
+                confidence = confidence_beside(name, case_set, folder=Path(folder), **options)
         cases = {case.name: case for case in case_set.cases}
-        methods.append(Method(name, source, summary, values, key, cases, find_results(source)))
+        methods.append(Method(name, source, summary, values, key, cases, find_results(source), confidence))
     _refuse_differences(methods)
     return methods
+
+
+def _evaluated(
+    name: str, case_set: CaseSet, folder: Path, *, is_kept: bool, show_progress: bool, **options: Any
+) -> tuple[dict[str, Any], dict[str, pandas.DataFrame]]:
+    """Take what an earlier run has put into `folder`, or evaluate; if that is kept, so are cases that were finished."""
+    console = Console(stderr=True)
+    if folder.exists():
+        try:
+            return read_evaluation(folder / "metrics.csv")
+        except SamnnError as error:
+            said = f"{error} It was kept by an earlier run, is damaged, and is computed again."
+            console.print(said, highlight=False, markup=False, soft_wrap=True)
+    if show_progress:
+        console.print(f"{name}:", highlight=False, markup=False)
+    place = hashlib.sha256(bytes(case_set.prediction.absolute())).hexdigest()[:16]
+    unfinished = folder.with_name(f"unfinished-{place}") if is_kept else None
+    evaluation = evaluate_folder(
+        case_set.reference,
+        case_set.prediction,
+        allow_missing=find_results(case_set.prediction) is None,
+        show_progress=show_progress,
+        keep_in=unfinished,
+        **options,
+    )
+    with whole_folder(folder, overwrite=True) as part:
+        write_outputs(evaluation, part)
+    if unfinished is not None:
+        shutil.rmtree(unfinished)
+    return read_evaluation(folder / "metrics.csv")
 
 
 def _names(sources: Sequence[Path], names: Sequence[str] | None) -> list[str]:
@@ -253,37 +286,9 @@ def _held_by_reference(method: Method, class_name: str) -> set[str]:
     return set(method.case_names) - set(entry["false"]) - set(entry["absent"])
 
 
-def _content_key(case_set: CaseSet, tolerance_mm: float) -> str:
-    """A hash of everything the metrics depend on: every file by its bytes, the settings, and the code of this room."""
-    source = case_set.labels_source
-    content = {
-        "code": _code_hash(),
-        "tolerance_mm": tolerance_mm,
-        "labels": _sha256(source) if source else None,
-        "paths": [str(case_set.reference.absolute()), str(case_set.prediction.absolute())],
-        "cases": [(case.name, _sha256(case.reference), _sha256(case.prediction)) for case in case_set.cases],
-    }
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-@cache
-def _code_hash() -> str:
-    room = Path(__file__).parent
-    files = sorted(room.rglob("*.py"))
-    return hashlib.sha256("".join(_sha256(file) for file in files).encode()).hexdigest()
-
-
 def _same_label_map(case: str, *folders: Path) -> bool:
     """Whether all folders hold a file of that case, with the same bytes."""
     files = [
         sorted(folder.glob(f"{glob.escape(case)}.*"), key=lambda path: len(path.name)) for folder in folders
     ]
-    return all(files) and len({_sha256(found[0]) for found in files}) == 1
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return all(files) and len({key_of_file(found[0]) for found in files}) == 1

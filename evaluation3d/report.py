@@ -12,7 +12,8 @@ from samnn import __version__
 from .cautions import cautions_of
 from .comparison import Comparison
 from .display import display_tables, letters_of
-from .figures import differences_figure, ranks_figure, values_figure
+from .figures import differences_figure, ranks_figure, reliability_figure, values_figure
+from .results import DATASET
 from .slices import chosen_cases, draw_case
 from .summary import EMPTY_MASK_POLICY
 
@@ -39,8 +40,13 @@ def render_report(comparison: Comparison, pictures: Path) -> str:
         comparison=comparison,
         cautions=cautions_of(comparison),
         letters=letters_of(comparison),
+        dataset=next(
+            (part for part in Path(comparison.settings["reference"]).parts if DATASET.fullmatch(part)), None
+        ),
+        sources={method.name: method.source for method in comparison.methods},
         tables=tables,
         figures=figures,
+        reliability=_svg_uri(reliability_figure(comparison)) if "Calibration" in tables else None,
         pictures=_pictures(comparison, pictures),
         definitions={metric: comparison.definition(metric) for metric in comparison.metrics},
         empty_mask_policy=EMPTY_MASK_POLICY,

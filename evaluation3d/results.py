@@ -14,6 +14,7 @@ from samnn.errors import Problems, SamnnError
 NUMBERED_FOLD = re.compile(r"fold_\d+")
 FOLD = re.compile(r"fold_(\d+|all)")
 DATASET = re.compile(r"Dataset\d{3}_.+")
+NAME_REFERENCE = "Name the folder of reference label maps: the first argument of samnn evaluate, --reference of samnn compare."
 SUMMARY_KEY = "samnn_version"  # the first in a summary.json of ours; nnU-Net has files of that name, too
 
 
@@ -55,7 +56,7 @@ def find_results(prediction: Path) -> Results | None:
         if not folds:
             raise SamnnError(
                 f"{prediction}: has fold_all only, which validates on its own training cases. "
-                f"To evaluate it all the same, name {found[0]}."
+                f"To evaluate it all the same: samnn evaluate {found[0]}."
             )
         if len(folds) < len(found):
             notes.append("fold_all is left out: it validates on its own training cases.")
@@ -123,7 +124,7 @@ def reference_labels(results: Results) -> Path:
     dataset = results.folder.parent.name
     if not DATASET.fullmatch(dataset):
         raise SamnnError(
-            f"{results.folder}: lies in no DatasetXXX_… folder, so its labels cannot be found. Give REFERENCE."
+            f"{results.folder}: lies in no DatasetXXX_… folder, so its labels cannot be found. {NAME_REFERENCE}"
         )
     tried = []
     for variable, inside in [("nnUNet_preprocessed", "gt_segmentations"), ("nnUNet_raw", "labelsTr")]:
@@ -135,4 +136,4 @@ def reference_labels(results: Results) -> Path:
         if labels.is_dir():
             return labels
         tried.append(f"{labels}: no such folder.")
-    raise Problems(f"{results.folder}: the labels of {dataset} are not found. Give REFERENCE.", tried)
+    raise Problems(f"{results.folder}: the labels of {dataset} are not found. {NAME_REFERENCE}", tried)

@@ -12,7 +12,7 @@ from samnn import __version__
 from samnn.atomic import whole_file, write_json
 from samnn.errors import SamnnError
 
-from .calibration import N_BINS, NOTHING
+from .calibration import NOTHING
 from .cases import ENDINGS, NPZ
 from .evaluate import Evaluation
 from .journal import NAME as JOURNAL
@@ -50,7 +50,9 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
             "metrics": {metric: _over_cases(metric, list(by_case.values())) for metric in metrics},
         }
         if case_set.channels is not None:
-            classes[name]["reliability"] = _reliability(list(by_case.values()))
+            classes[name]["reliability"] = sum(
+                (result.calibration for result in by_case.values()), NOTHING
+            ).bins
     return {
         SUMMARY_KEY: __version__,
         "reference": _as_text(case_set.reference),
@@ -149,21 +151,6 @@ def _over_classes(metric: str, classes: dict[str, Any]) -> dict[str, float | Non
         "mean": statistics.fmean(defined) if defined else None,
         "n_classes": len(defined),
         "n_classes_undefined": len(means) - len(defined),
-    }
-
-
-def _reliability(results: list[ClassResult]) -> dict[str, list[Any]]:
-    """The bins of a class over all cases, whose voxels are put together; null in an empty bin."""
-    pooled = sum((result.calibration for result in results), NOTHING)
-
-    def over_n(sums: tuple[float, ...]) -> list[float | None]:
-        return [total / n if n else None for total, n in zip(sums, pooled.n, strict=True)]
-
-    return {
-        "edges": [b / N_BINS for b in range(N_BINS + 1)],
-        "n": list(pooled.n),
-        "mean_probability": over_n(pooled.sum_p),
-        "observed_fraction": over_n(pooled.sum_y),
     }
 
 

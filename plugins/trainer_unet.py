@@ -18,9 +18,9 @@ class nnUNetTrainerUNet(SamnnTrainer):
     micro_batch = None
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """nnU-Net's SGD, which decays every parameter."""
+        """nnU-Net's SGD, which decays every parameter (that is trained)."""
         return torch.optim.SGD(
-            self.network.parameters(),
+            [p for p in self.network.parameters() if p.requires_grad],
             self.initial_lr,
             weight_decay=self.weight_decay,
             momentum=0.99,

@@ -430,7 +430,7 @@ def compare(
         methods,
         reference=reference,
         names=names.split(",") if names is not None else None,
-        metrics=metrics.split(","),
+        metrics=[metric.strip() for metric in metrics.split(",")],
         group=group,
         tolerance_mm=tolerance_mm,
         labels=labels,
@@ -445,6 +445,111 @@ def compare(
         typer.echo(f"Written: {out / 'report.html'}, {out / 'tables'} and {out / 'comparison.json'}")
     else:
         typer.echo("Nothing was written; -o OUT writes report.html and the tables.")
+
+
+@app.command()
+def crf(
+    probabilities: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROBABILITIES",
+            help="Folder of nnU-Net's saved probabilities (`.npz` of `nnUNetv2_predict --save_probabilities`, or of "
+            "`nnUNetv2_train … --npz` in `fold_X/validation`).",
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the refined label maps.")],
+    weight: Annotated[float, typer.Option(help="Weight of the smoothness term, in logits.")] = 1.0,
+    bandwidth_mm: Annotated[
+        float, typer.Option(help="Bandwidth θ of the smoothness term, along every axis.")
+    ] = 1.0,
+    kernel: Annotated[
+        Literal["crfseg", "dense"],
+        typer.Option(
+            help="Which neighbours count: as in the package crfseg (none that shares a coordinate with the voxel), or "
+            "all, as a mean, so that `--weight` means the same for any bandwidth and spacing."
+        ),
+    ] = "crfseg",
+    filter_size: Annotated[int, typer.Option(help="Window along each axis, in voxels; odd.")] = 11,
+    iterations: Annotated[int, typer.Option(min=0, help="Mean-field iterations.")] = 5,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the images (`case_0000.nii.gz`, …): adds a term that follows their edges. Needs "
+            "`--intensity`."
+        ),
+    ] = None,
+    intensity: Annotated[
+        float | None,
+        typer.Option(
+            help="With --images: intensities this far apart belong to one tissue, for CT in HU, such as 50."
+        ),
+    ] = None,
+    appearance_weight: Annotated[float, typer.Option(help="With --images: weight of that term.")] = 1.0,
+    appearance_mm: Annotated[
+        float, typer.Option(help="With --images: its bandwidth; its window is 5 voxels along each axis.")
+    ] = 3.0,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with the image or label map of each case, whose grid holds. Default: the label maps that "
+            "nnU-Net wrote beside the probabilities."
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="The model's `dataset.json`. Default: the one beside or above PROBABILITIES."),
+    ] = None,
+    save_probabilities: Annotated[
+        bool, typer.Option("--save-probabilities", help="Write refined probabilities (`.npz`), too.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace earlier results, also of other settings.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, list the cases, and write nothing.")
+    ] = False,
+) -> None:
+    """Apply a CRF to saved probabilities, without training: neighbours pull each voxel towards their classes.
+
+    Distances are in mm. Stopped? The same command goes on with the cases that are not finished. A case takes about
+    five times the memory of its probabilities.
+
+    **Examples**
+
+        samnn crf predictions refined
+
+        samnn crf predictions refined --kernel dense --bandwidth-mm 2 --weight 3 --dry-run
+
+        samnn crf predictions refined --images imagesTs --intensity 50 --save-probabilities
+    """
+    from rich.console import Console
+
+    from samnn.apply_crf import Settings, apply_crf
+
+    if (images is None) != (intensity is None):
+        raise typer.BadParameter("--images and --intensity go together", param_hint="--images")
+    settings = Settings(
+        kernel=kernel,
+        filter_size=filter_size,
+        n_iter=iterations,
+        smoothness_weight=weight,
+        smoothness_theta_mm=bandwidth_mm,
+        appearance_weight=appearance_weight if images is not None else None,
+        appearance_theta_mm=appearance_mm,
+        intensity_theta=intensity,
+        save_probabilities=save_probabilities,
+    )
+    apply_crf(
+        probabilities,
+        out,
+        settings,
+        like=like,
+        images=images,
+        labels=labels,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        console=Console(),
+    )
 
 
 @app.command()

@@ -55,8 +55,12 @@ def settings(environment: Mapping[str, str], root: Path | None = None, *, force:
         root = Path(os.path.abspath(root.expanduser()))
     except RuntimeError as error:
         raise SamnnError(f"{root}: there is no such user. Name another ROOT.") from error
-    if not os.path.exists(root):
+    try:
+        os.stat(root)
+    except (FileNotFoundError, NotADirectoryError):
         result.notes.append(f"{root} does not exist yet; the first command that writes there makes it.")
+    except OSError as error:  # a name too long, a folder without permission
+        raise SamnnError(f"{root}: cannot be used ({error.strerror}). Name another ROOT.") from error
     for variable, name in FOLDERS.items():
         folder = root / name
         in_the_way = next(

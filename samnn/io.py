@@ -16,6 +16,7 @@ from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.nifti import (
     check_header,
+    header_for,
     is_nifti,
     last_line,
     load_nifti,
@@ -24,10 +25,9 @@ from samnn.nifti import (
     refuse_incomplete,
     refuse_shear,
     unreadable,
-    voxel_blocks,
     write_nifti,
 )
-from samnn.nrrd import read_gzip_voxels
+from samnn.stored import find_stored, read_stored
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,11 @@ def read_volume(path: Path) -> Volume:
         SamnnError: as `read_header`, or the voxel data is truncated, corrupt, NaN or infinite.
     """
     header = read_header(path)
-    voxels = None
     if is_nifti(path):
         voxels = read_voxels(path, header.grid.shape, header.dtype)
-    elif path.suffix == ".nrrd":
-        voxels = read_gzip_voxels(path, header.grid.shape, header.dtype)
-    if voxels is None:
+    elif stored := find_stored(path, header.grid.shape, header.dtype):
+        voxels = read_stored(stored, header.grid.shape, header.dtype)
+    else:
         try:
             image = SimpleITK.ReadImage(str(path))
         except RuntimeError as error:
@@ -148,31 +147,6 @@ def read_labels(path: Path) -> Volume:
     return Volume(whole, volume.grid)
 
 
-def label_values(path: Path) -> set[int]:
-    """The values that occur in a label map. A NIfTI file of small integers is read in blocks and never held whole.
-
-    Raises:
-        SamnnError: as `read_labels`.
-    """
-    header = read_header(path)
-    if not is_nifti(path) or not np.issubdtype(header.dtype, np.integer):
-        return _values(read_labels(path).voxels.ravel(order="K"))
-    stored, values = load_nifti(path).get_data_dtype(), set()
-    for block in voxel_blocks(path):
-        values |= _values(np.frombuffer(block, stored))
-    return values
-
-
-def _values(voxels: np.ndarray) -> set[int]:
-    """The values in a row of integers. Label maps are mostly zeros: those are left out eight bytes at a time."""
-    per_word = 8 // voxels.itemsize
-    whole = len(voxels) // per_word * per_word
-    words = np.ascontiguousarray(voxels[:whole]).view(np.uint64)
-    filled = words[words != 0]
-    values = set(np.unique(filled.view(voxels.dtype)).tolist()) | set(np.unique(voxels[whole:]).tolist())
-    return values | {0} if len(filled) < len(words) else values
-
-
 def write_volume(path: Path, volume: Volume) -> None:
     """Write `volume`, whole or not at all; the format follows the ending of `path`.
 
@@ -182,13 +156,7 @@ def write_volume(path: Path, volume: Volume) -> None:
     _refuse_other_bytes(path)
     grid = volume.grid
     if is_nifti(path) and grid.n_dims == 3:
-        affine = np.diag([-1.0, -1, 1, 1]) @ grid.affine  # NIfTI's world axes are RAS
-        header = nibabel.Nifti1Header()
-        header.set_data_shape(grid.shape)
-        header.set_xyzt_units("mm")
-        header.set_qform(affine, code="scanner")
-        header.set_sform(affine, code="scanner")
-        write_nifti(path, volume.voxels, header)
+        write_nifti(path, volume.voxels, header_for(path, grid))
         return
     image = _image(volume)
     with whole_file(path) as part:
@@ -260,7 +228,7 @@ def _refuse_misleading(path: Path) -> None:
     except OSError as error:  # a name too long, a folder without permission
         raise SamnnError(f"{path}: cannot be looked up ({error.strerror}).") from error
     if not is_file:
-        raise SamnnError(f"{path}: no such file.")
+        raise SamnnError(f"{path}: {'is not a regular file' if path.exists() else 'no such file'}.")
     if path.name.endswith(".nii.gz") and path.with_suffix("").exists():
         raise SamnnError(
             f"{path}: {path.with_suffix('').name} lies beside it and would be read in its place. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nibabel
@@ -148,21 +148,50 @@ def refuse_incomplete(path: Path) -> None:
 
 
 def write_nifti(path: Path, voxels: np.ndarray, header: nibabel.Nifti1Header) -> None:
-    """Write voxels under a header that has their shape and place; compression is what costs the time, so igzip's."""
+    """Write voxels under a header that has their shape and place."""
+    start = first_bytes(path, header, voxels.dtype)
+    ordered = np.asarray(voxels, header.get_data_dtype()).reshape(-1, order="F")
+    blocks = (ordered[at : at + _BLOCK_BYTES] for at in range(0, len(ordered), _BLOCK_BYTES))
+    with whole_file(path) as part:
+        write_blocks(part, start, blocks)
+
+
+def header_for(path: Path, grid: Grid) -> nibabel.Nifti1Header:
+    """A header that says where the voxels of a file, `path`, lie, in its sform and its qform.
+
+    Raises:
+        SamnnError: the grid is larger than NIfTI-1 can say.
+    """
+    affine = np.diag([-1.0, -1, 1, 1]) @ grid.affine  # NIfTI's world axes are RAS
+    header = nibabel.Nifti1Header()
+    if max(grid.shape) > 32767:
+        raise SamnnError(f"{path}: has {grid.shape} voxels; NIfTI-1 has no more than 32767 along an axis.")
+    header.set_data_shape(grid.shape)
+    header.set_xyzt_units("mm")
+    header.set_qform(affine, code="scanner")
+    header.set_sform(affine, code="scanner")
+    return header
+
+
+def first_bytes(path: Path, header: nibabel.Nifti1Header, dtype: np.dtype) -> bytes:
+    """All that comes before the voxels in a file, `path`, of unscaled voxels of a type; the header takes it in."""
     try:
-        header.set_data_dtype(voxels.dtype)
+        header.set_data_dtype(dtype)
     except HeaderDataError as error:
-        raise SamnnError(f"{path}: NIfTI has no voxels of type {voxels.dtype}.") from error
+        raise SamnnError(f"{path}: NIfTI has no voxels of type {dtype}.") from error
     header.set_slope_inter(1, 0)
     header["vox_offset"] = header.single_vox_offset
     no_extensions = bytes(4)
-    ordered = np.asarray(voxels, header.get_data_dtype()).reshape(-1, order="F")
-    with whole_file(path) as part:
-        is_gzip = path.name.endswith(".gz")
-        with igzip_threaded.open(part, "wb", compresslevel=1) if is_gzip else open(part, "wb") as file:
-            file.write(header.binaryblock + no_extensions)
-            for start in range(0, len(ordered), _BLOCK_BYTES):
-                file.write(ordered[start : start + _BLOCK_BYTES])
+    return header.binaryblock + no_extensions
+
+
+def write_blocks(part: Path, start: bytes, blocks: Iterable[bytes | np.ndarray]) -> None:
+    """Write one after the other; compression is what costs the time, so igzip's, in a thread of its own."""
+    is_gzip = part.name.endswith(".gz")
+    with igzip_threaded.open(part, "wb", compresslevel=1) if is_gzip else open(part, "wb") as file:
+        file.write(start)
+        for block in blocks:
+            file.write(block)
 
 
 def _is_bare_nifti(path: Path) -> bool:

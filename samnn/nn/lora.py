@@ -69,17 +69,13 @@ class LoRALinear(nn.Linear):
 
 
 class LowRank(nn.Module):
-    """x → B A x."""
+    """The factors of an update: `a`, (rank, in_features), and `b`, (out_features, rank)."""
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__()
         self.a = nn.Parameter(torch.empty(rank, in_features))
         self.b = nn.Parameter(torch.zeros(out_features, rank))
         nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) → (..., out_features)."""
-        return F.linear(F.linear(x, self.a), self.b)
 
     def product(self) -> Tensor:
         """B A: (out_features, in_features)."""

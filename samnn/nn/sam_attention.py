@@ -27,59 +27,58 @@ def attention(qkv: Tensor, attn: nn.Module, window: int) -> Tensor:
     Returns:
         (B, h, w, C), before the output projection.
     """
-    side_h, side_w = (window, window) if window else qkv.shape[1:3]
-    along_h = get_rel_pos(side_h, side_h, attn.rel_pos_h).to(qkv.dtype)  # (rows, rows, c)
-    along_w = get_rel_pos(side_w, side_w, attn.rel_pos_w).to(qkv.dtype)
+    height, width = qkv.shape[1:3]
+    side = (window, window) if window else (height, width)
+    along_h = get_rel_pos(side[0], side[0], attn.rel_pos_h).to(qkv.dtype)  # (rows, rows, c)
+    along_w = get_rel_pos(side[1], side[1], attn.rel_pos_w).to(qkv.dtype)
     bias = attn.qkv.bias.to(qkv.dtype)
-    if qkv.device.type == "cpu" and not (along_h.requires_grad or torch.compiler.is_compiling()):
-        return ChunkedAttention.apply(qkv, bias, along_h, along_w, attn.num_heads, attn.scale, window)
-    windows, grid = to_windows(qkv, bias, window)
-    q, k, v = windows.unflatten(-1, (3, attn.num_heads, -1)).permute(
-        3, 0, 4, 1, 2, 5
-    )  # (n, heads, rows, columns, c)
+    trained = any(x.requires_grad for x in (bias, along_h, along_w))
+    if qkv.device.type == "cpu" and not trained and not torch.compiler.is_compiling():
+        return ChunkedAttention.apply(qkv, bias, along_h, along_w, attn.num_heads, attn.scale, side)
+    q, k, v = windows(filled(qkv, bias, side), side, 3, attn.num_heads)
     q, k = folded_queries(q, along_h, along_w, attn.scale), folded_keys(k)
-    out = F.scaled_dot_product_attention(q, k, v.flatten(2, 3), scale=1.0)  # (n, heads, places, c)
-    out = out.transpose(1, 2).reshape(len(out), side_h, side_w, -1)
-    return from_windows(out, grid, qkv.shape[1:3])
+    q, k = (
+        F.pad(x, (0, -x.shape[-1] % 8)) for x in (q, k)
+    )  # CUDA's fused kernels take multiples of 8 channels
+    q, k, v = (x.flatten(-3, -2).flatten(0, 2) for x in (q, k, v))  # (B rows columns, heads, places, c)
+    out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    rows, columns = -(-height // side[0]), -(-width // side[1])
+    out = out.view(-1, rows, columns, attn.num_heads, *side, out.shape[-1]).permute(0, 1, 4, 2, 5, 3, 6)
+    return out.reshape(-1, rows * side[0], columns * side[1], qkv.shape[-1] // 3)[:, :height, :width]
 
 
-def to_windows(x: Tensor, fill: Tensor, window: int) -> tuple[Tensor, tuple[int, int]]:
-    """(B, h, w, C) → (B rows columns, window, window, C) and (rows, columns); no window: x and (1, 1)."""
-    if not window:
-        return x, (1, 1)
+def filled(x: Tensor, fill: Tensor, side: tuple[int, int]) -> Tensor:
+    """(B, h, w, C) → (B, H, W, C): filled at the bottom and on the right to whole windows."""
     batch, height, width, channels = x.shape
-    right, below = -width % window, -height % window
+    below, right = -height % side[0], -width % side[1]
     if right:
         x = torch.cat([x, fill.expand(batch, height, right, channels)], dim=2)
     if below:
         x = torch.cat([x, fill.expand(batch, below, width + right, channels)], dim=1)
-    rows, columns = (height + below) // window, (width + right) // window
-    x = x.view(batch, rows, window, columns, window, channels).transpose(2, 3)
-    return x.reshape(-1, window, window, channels), (rows, columns)
+    return x
 
 
-def from_windows(x: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """(B rows columns, window, window, C) → (B, h, w, C), without what sticks out."""
-    rows, columns = grid
-    height, width, channels = x.shape[1:]
-    x = x.view(-1, rows, columns, height, width, channels).transpose(2, 3)
-    return x.reshape(-1, rows * height, columns * width, channels)[:, : size[0], : size[1]]
+def windows(x: Tensor, side: tuple[int, int], parts: int, heads: int) -> Tensor:
+    """(B, H, W, parts × heads × c) → a view (parts, B, rows, columns, heads, *side, c) of its windows."""
+    batch, height, width, _ = x.shape
+    x = x.view(batch, height // side[0], side[0], width // side[1], side[1], parts, heads, -1)
+    return x.permute(5, 0, 1, 3, 6, 2, 4, 7)
 
 
 def folded_queries(q: Tensor, along_h: Tensor, along_w: Tensor, scale: float) -> Tensor:
-    """(n, heads, h, w, c) → (n, heads, h w, c + h + w)."""
-    rows = torch.einsum("nihwc,hkc->nihwk", q, along_h)
-    columns = torch.einsum("nihwc,wkc->nihwk", q, along_w)
-    return torch.cat([q * scale, rows, columns], dim=-1).flatten(2, 3)
+    """(..., h, w, c) → (..., h, w, c + h + w)."""
+    rows = q @ along_h.mT  # (h, w, c) @ (h, c, h)
+    columns = (q.transpose(-3, -2) @ along_w.mT).transpose(-3, -2)
+    return torch.cat([q * scale, rows, columns], dim=-1)
 
 
 def folded_keys(k: Tensor) -> Tensor:
-    """(n, heads, h, w, c) → (n, heads, h w, c + h + w)."""
-    height, width = k.shape[2:4]
+    """(..., h, w, c) → (..., h, w, c + h + w)."""
+    height, width = k.shape[-3:-1]
     row = torch.eye(height, dtype=k.dtype, device=k.device)[:, None, :]
     column = torch.eye(width, dtype=k.dtype, device=k.device)[None, :, :]
     shape = k.shape[:-1]
-    return torch.cat([k, row.expand(*shape, height), column.expand(*shape, width)], dim=-1).flatten(2, 3)
+    return torch.cat([k, row.expand(*shape, height), column.expand(*shape, width)], dim=-1)
 
 
 class ChunkedAttention(torch.autograd.Function):
@@ -97,88 +96,83 @@ class ChunkedAttention(torch.autograd.Function):
         along_w: Tensor,
         heads: int,
         scale: float,
-        window: int,
+        side: tuple[int, int],
     ) -> Tensor:
         ctx.save_for_backward(qkv, bias, along_h, along_w)
-        ctx.sizes = heads, scale, window
-        out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
-        for index in range(len(qkv)):
-            q, k, v, grid = _split(qkv[index : index + 1], bias, heads, window)
-            attended = torch.empty_like(v)
+        ctx.sizes = heads, scale, side
+        height, width, channels = qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
+        out = qkv.new_empty(*qkv.shape[:3], channels)
+        for picture, target in zip(qkv.split(1), out, strict=True):
+            whole = filled(picture, bias, side)
+            q, k, v = windows(whole, side, 3, heads)
             folded_q, folded_k = _flat(folded_queries(q, along_h, along_w, scale)), _flat(folded_keys(k))
-            for some, scores in _chunks(folded_q):
-                p = _probabilities(folded_q[some], folded_k[some], scores)
+            v = _flat(v)
+            attended = torch.empty_like(v)
+            for some, p in _chunks(folded_q, 1):
+                _probabilities(folded_q[some], folded_k[some], p)
                 torch.bmm(p, v[some], out=attended[some])
-            out[index] = _joined([attended], q, grid, qkv.shape[1:3])
+            joined = torch.empty_like(whole[..., :channels], memory_format=torch.contiguous_format)
+            windows(joined, side, 1, heads)[0].copy_(attended.view(q.shape))
+            target.copy_(joined[0, :height, :width])
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         qkv, bias, along_h, along_w = ctx.saved_tensors
-        heads, scale, window = ctx.sizes
-        grad = torch.empty_like(qkv)
-        zeros = torch.zeros_like(bias[: grad_out.shape[-1]])
-        for index in range(len(qkv)):
-            q, k, v, grid = _split(qkv[index : index + 1], bias, heads, window)
-            g = to_windows(grad_out[index : index + 1], zeros, window)[0]
-            g = g.unflatten(-1, (heads, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1).contiguous()
+        heads, scale, side = ctx.sizes
+        height, width, channels = grad_out.shape[1:]
+        grad, zeros = torch.empty_like(qkv), torch.zeros_like(bias[:channels])
+        for picture, grad_picture, target in zip(qkv.split(1), grad_out.split(1), grad, strict=True):
+            whole = filled(picture, bias, side)
+            q, k, v = windows(whole, side, 3, heads)
+            g = _flat(windows(filled(grad_picture.contiguous(), zeros, side), side, 1, heads)[0])
             folded_q, folded_k = _flat(folded_queries(q, along_h, along_w, scale)), _flat(folded_keys(k))
+            v = _flat(v)
             scaled_q = folded_q[..., : v.shape[-1]]
             grad_q, grad_k, grad_v = torch.empty_like(folded_q), torch.empty_like(v), torch.empty_like(v)
-            for some, scores in _chunks(folded_q):
-                p = _probabilities(folded_q[some], folded_k[some], scores)
+            for some, p, grad_s in _chunks(folded_q, 2):
+                _probabilities(folded_q[some], folded_k[some], p)
                 torch.bmm(p.mT, g[some], out=grad_v[some])
-                grad_p = torch.bmm(g[some], v[some].mT)
-                grad_s = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+                torch.bmm(g[some], v[some].mT, out=grad_s)
+                torch._softmax_backward_data(grad_s, p, -1, p.dtype, grad_input=grad_s)
                 torch.bmm(grad_s, folded_k[some], out=grad_q[some])
                 torch.bmm(grad_s.mT, scaled_q[some], out=grad_k[some])
-            grad[index] = _joined(
-                [_unfolded(grad_q, q, along_h, along_w, scale), grad_k, grad_v], q, grid, qkv.shape[1:3]
-            )
+            grad_whole = torch.empty_like(whole)
+            joined = windows(grad_whole, side, 3, heads)
+            joined[0].copy_(_unfolded(grad_q.view(*q.shape[:-1], -1), along_h, along_w, scale))
+            joined[1].copy_(grad_k.view(q.shape))
+            joined[2].copy_(grad_v.view(q.shape))
+            target.copy_(grad_whole[0, :height, :width])
         return grad, None, None, None, None, None, None
 
 
-def _split(
-    qkv: Tensor, bias: Tensor, heads: int, window: int
-) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
-    """(1, h, w, 3C) → queries and keys (n, heads, rows, columns, c), values (n heads, places, c), and the windows' grid."""
-    windows, grid = to_windows(qkv, bias, window)
-    q, k, v = windows.unflatten(-1, (3, heads, -1)).permute(3, 0, 4, 1, 2, 5)
-    return q, k, _flat(v.flatten(2, 3)), grid
-
-
 def _flat(x: Tensor) -> Tensor:
-    """(n, heads, places, c) → (n heads, places, c)."""
-    return x.flatten(0, 1).contiguous()
+    """(1, rows, columns, heads, h, w, c) → (rows columns heads, h w, c), contiguous."""
+    return x.contiguous().flatten(-3, -2).flatten(0, -3)
 
 
-def _chunks(q: Tensor) -> list[tuple[slice, Tensor]]:
-    """Slices of the first dimension, and for each the part of one buffer that takes its scores."""
+def _chunks(q: Tensor, n_buffers: int) -> list[tuple[Any, ...]]:
+    """Slices of the first dimension, and for each the parts of the buffers that take its scores."""
     places = q.shape[1]
     step = max(1, SCORES_AT_ONCE // places**2)
-    buffer = q.new_empty(min(step, len(q)), places, places)
+    buffers = [q.new_empty(min(step, len(q)), places, places) for _ in range(n_buffers)]
     starts = range(0, len(q), step)
-    return [(slice(start, start + step), buffer[: len(q) - start]) for start in starts]
+    return [
+        (slice(start, start + step), *(buffer[: len(q) - start] for buffer in buffers)) for start in starts
+    ]
 
 
-def _probabilities(q: Tensor, k: Tensor, scores: Tensor) -> Tensor:
-    torch.bmm(q, k.mT, out=scores)
-    return torch.softmax(scores, dim=-1, out=scores)
+def _probabilities(q: Tensor, k: Tensor, out: Tensor) -> None:
+    """Softmax of the scores, into `out`."""
+    torch.bmm(q, k.mT, out=out)
+    torch.softmax(out, dim=-1, out=out)
 
 
-def _unfolded(grad: Tensor, q: Tensor, along_h: Tensor, along_w: Tensor, scale: float) -> Tensor:
-    """The gradient of `folded_queries`: (n heads, places, c + h + w) → (n heads, places, c)."""
-    n, heads, height, width, channels = q.shape
-    own, rows, columns = grad.view(n, heads, height, width, -1).split([channels, height, width], dim=-1)
+def _unfolded(grad: Tensor, along_h: Tensor, along_w: Tensor, scale: float) -> Tensor:
+    """The gradient of `folded_queries`: (..., h, w, c + h + w) → (..., h, w, c)."""
+    height, width, channels = len(along_h), len(along_w), along_h.shape[-1]
+    own, rows, columns = grad.split([channels, height, width], dim=-1)
     total = own * scale
-    total += torch.einsum("nihwk,hkc->nihwc", rows, along_h)
-    total += torch.einsum("nihwk,wkc->nihwc", columns, along_w)
-    return total.view(n * heads, height * width, channels)
-
-
-def _joined(parts: list[Tensor], like: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Parts (n heads, places, c) in the windows of `like` → (h, w, parts × heads × c)."""
-    n, heads, height, width, channels = like.shape
-    shaped = torch.stack([part.view(n, heads, height, width, channels) for part in parts])
-    shaped = shaped.permute(1, 3, 4, 0, 2, 5).reshape(n, height, width, -1)
-    return from_windows(shaped, grid, size)[0]
+    total += rows @ along_h
+    total += (columns.transpose(-3, -2) @ along_w).transpose(-3, -2)
+    return total

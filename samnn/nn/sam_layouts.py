@@ -19,7 +19,7 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass
 class LoadReport:
-    """What became of a checkpoint: names of our network's tensors, but `unused`, which are the checkpoint's own."""
+    """What became of a checkpoint: names of our network's tensors, and for `unused` those that Meta gives them."""
 
     layout: str
     loaded: list[str] = field(default_factory=list)
@@ -70,7 +70,7 @@ _HUGGING_FACE = [  # order matters
     (r"^image_encoder\.neck\.norm1\.", "image_encoder.neck.1."),
     (r"^image_encoder\.neck\.conv2\.", "image_encoder.neck.2."),
     (r"^image_encoder\.neck\.norm2\.", "image_encoder.neck.3."),
-    (r"^shared_image_embedding\.positional_embedding$", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
+    (r"^(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding$", "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"),
     (r"^prompt_encoder\.point_embed\.", "prompt_encoder.point_embeddings."),
     (r"^prompt_encoder\.mask_embed\.conv1\.", "prompt_encoder.mask_downscaling.0."),
     (r"^prompt_encoder\.mask_embed\.norm1\.", "prompt_encoder.mask_downscaling.1."),

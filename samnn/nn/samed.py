@@ -133,7 +133,9 @@ class SAMed(nn.Module):
             )
         patch = tuple(image.shape[-2:])
         size = self.image_size or self.square(patch)
-        resized = image if size == patch else F.interpolate(image, size, mode="bilinear", align_corners=False)
+        resized = image
+        if size != patch:
+            resized = F.interpolate(image, size, mode="bilinear", antialias=True)
         logits = self.decoder(self.encoder(self.project(resized)))
         logits = F.interpolate(logits, patch, mode="bilinear", align_corners=False)
         return [logits] if self.decoder.deep_supervision else logits

@@ -26,14 +26,13 @@ from samnn.errors import SamnnError
 from samnn.nn import lora
 
 CHECKPOINT = "checkpoint_final.pth"
-COPIED = (  # what else belongs to a model, where it is there
+OF_MODEL = (  # what else belongs to a model, where it is there
     "dataset.json",
     "dataset_fingerprint.json",
-    "fold_*/settings.json",
-    "fold_*/validation/summary.json",
     "crossval_results_folds_*/postprocessing.*",
     "crossval_results_folds_*/summary.json",
 )
+OF_FOLD = ("settings.json", "validation/summary.json")
 _IN_CHECKPOINTS = [  # what nnU-Net's checkpoints hold besides tensors and plain Python: the numbers of its log
     np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
     np.dtype,
@@ -93,11 +92,8 @@ def export(model: Path, out: Path, *, merge: bool = False, overwrite: bool = Fal
             (new / inside / fold.name).mkdir()
             with whole_file(new / inside / fold.name / CHECKPOINT) as part:
                 torch.save(_stock_checkpoint(checkpoint, network, plans, dataset, merge=merge), part)
-        for pattern in COPIED:
-            for path in model.glob(pattern):
-                target = new / inside / path.relative_to(model)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
+            _copy(OF_FOLD, fold, new / inside / fold.name)
+        _copy(OF_MODEL, model, new / inside)
     _zip(out, archive)
     return Exported(
         out / inside, archive, plans["dataset_name"], plans["plans_name"], configuration,
@@ -226,6 +222,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise SamnnError(
             f"{path}: is no JSON ({error}). Copy it again from where the model was trained."
         ) from error
+
+
+def _copy(patterns: tuple[str, ...], source: Path, target: Path) -> None:
+    for pattern in patterns:
+        for path in source.glob(pattern):
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def _zip(folder: Path, archive: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 from pathlib import Path
 
 import torch
@@ -63,16 +61,3 @@ def saved_activation_bytes(network: torch.nn.Module, sample: torch.Tensor) -> in
         outputs = network(sample)
     del outputs
     return sum(storages.values())
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep large freed blocks instead of returning them to the system; whether it could be told.
-
-    For training on a CPU: glibc maps each block of megabytes anew, and the system fills it with zeros page by page,
-    which can cost as much as computing what is then written there. The process's memory stays at its peak.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or platform.libc_ver()[0] != "glibc":
-        return False
-    never_map, never_trim = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-    return bool(mallopt(*never_map) and mallopt(*never_trim))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
@@ -23,15 +25,20 @@ class SeededBatches:
     """Wraps an nnU-Net loader: batch number i is a function of (seed, stream, i).
 
     Worker w of n makes the batches w, w + n, w + 2n, …, so the sequence is the same for any number of workers, and
-    a resumed run starts at any number. Lives here, not in a plugin, because spawned workers must unpickle it.
+    a resumed run starts at any number. The loader finds the epoch that will use a batch in its attribute `epoch`,
+    however far ahead of the training its worker is. Lives here, not in a plugin, because spawned workers must
+    unpickle it.
     """
 
-    def __init__(self, loader: Any, seed: int, stream: int, *, first: int, n_workers: int) -> None:
+    def __init__(
+        self, loader: Any, seed: int, stream: int, *, first: int, n_workers: int, batches_per_epoch: int
+    ) -> None:
         self.loader = loader
         self.seed = seed
         self.stream = stream
         self.number = first
         self.stride = max(n_workers, 1)
+        self.batches_per_epoch = batches_per_epoch
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called once in each worker process by batchgenerators."""
@@ -43,20 +50,29 @@ class SeededBatches:
 
     def __next__(self) -> dict[str, Any]:
         with borrowed_random_state(self.seed, self.stream, self.number):
+            self.loader.epoch = self.number // self.batches_per_epoch
             batch = next(self.loader)
         self.number += self.stride
         return batch
 
 
 class SeededLoaders(nnUNetTrainer):
-    """Without a seed nnU-Net's loaders as they are; with one, the same loaders behind `SeededBatches`."""
+    """Without a seed nnU-Net's loaders as they are; with one, the same loaders behind `SeededBatches`.
+
+    An option that puts its own training loader in the place of nnU-Net's sets `numbered_batches`: then batches are
+    numbered without a seed, too, from one that is drawn at the start and kept in the checkpoint.
+    """
 
     seed: int | None = None
+    numbered_batches = False
+    loader_seed: int | None = None  # what the batches are drawn from; settled at the start of training
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """nnU-Net's hook: the training and the validation loader, workers started."""
-        if self.seed is None:
+        if self.seed is None and not self.numbered_batches:
             return super().get_dataloaders()
+        if self.loader_seed is None:
+            self.loader_seed = secrets.randbits(63) if self.seed is None else self.seed
         n_workers = get_allowed_n_proc_DA()
         with _environment(
             "nnUNet_n_proc_DA", "0"
@@ -66,13 +82,38 @@ class SeededLoaders(nnUNetTrainer):
         validated = self.current_epoch * self.num_val_iterations_per_epoch
         rank = self.local_rank  # every DDP rank draws its own batches
         return (
-            self._start(training.data_loader, 2 * rank + TRAINING, done, n_workers),
-            self._start(validation.data_loader, 2 * rank + VALIDATION, validated, (n_workers + 1) // 2),
+            self._start(
+                self.training_loader(training.data_loader),
+                2 * rank + TRAINING,
+                done,
+                n_workers,
+                self.num_iterations_per_epoch,
+            ),
+            self._start(
+                validation.data_loader,
+                2 * rank + VALIDATION,
+                validated,
+                (n_workers + 1) // 2,
+                self.num_val_iterations_per_epoch,
+            ),
         )
 
-    def _start(self, loader: Any, stream: int, first: int, n_workers: int) -> Any:
+    def training_loader(self, loader: nnUNetDataLoader) -> nnUNetDataLoader:
+        """What draws the training batches; an option puts its own in the place of nnU-Net's."""
+        return loader
+
+    def _start(
+        self, loader: nnUNetDataLoader, stream: int, first: int, n_workers: int, batches_per_epoch: int
+    ) -> Any:
         _fix_timed_choices(loader.transforms)
-        batches = SeededBatches(loader, self.seed, stream, first=first, n_workers=n_workers)
+        batches = SeededBatches(
+            loader,
+            self.loader_seed,
+            stream,
+            first=first,
+            n_workers=n_workers,
+            batches_per_epoch=batches_per_epoch,
+        )
         if n_workers == 0:
             return SingleThreadedAugmenter(batches, None)
         return MultiThreadedAugmenter(

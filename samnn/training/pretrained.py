@@ -50,7 +50,7 @@ class Pretrained(SamnnTrainer):
     def check(cls, manager: PlansManager, configuration: str) -> None:
         """Refuse what this trainer cannot train: also suffixes that contradict each other or the plans."""
         super().check(manager, configuration)
-        if cls.scratch and (cls.lean or cls.initial_weights):
+        if cls.scratch and (cls.lean or "initial_weights" in cls.options_in_name):
             raise SamnnError(
                 f"{cls.__name__}: _scratch trains from random weights, so no other suffix can say which are loaded or left "
                 "out of checkpoints. Keep one."
@@ -100,7 +100,7 @@ class Pretrained(SamnnTrainer):
         planned = manager.configuration.get(IN_PLANS)
         if arguments.get("scratch"):
             return None
-        if planned is not None and cls.initial_weights not in (None, planned):
+        if planned not in (None, cls.initial_weights) and "initial_weights" in cls.options_in_name:
             raise SamnnError(
                 f"{cls.__name__}: the plans name the weights {planned} for configuration {configuration}, the suffix "
                 f"_{cls.options_in_name['initial_weights']} says {cls.initial_weights}. Leave the suffix out, or use "
@@ -301,6 +301,8 @@ def lean_state_dict(network: nn.Module, *, own_files: bool = False) -> dict[str,
 def _parts(network: nn.Module) -> Iterator[tuple[str, nn.Module, PretrainedPart]]:
     """Prefix, network and record of each network with pretrained weights inside another, or the network itself."""
     for name, module in network.named_modules():
-        part = getattr(module, "pretrained_part", None)
+        part = vars(module).get(
+            "pretrained_part"
+        )  # a compiled wrapper would hand on its network's by getattr
         if part is not None:
             yield f"{name}." if name else "", module, part

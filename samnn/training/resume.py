@@ -108,6 +108,7 @@ class Resumable(nnUNetTrainer):
         self.lr_scheduler.load_state_dict(content["lr_scheduler_state"])
         self.iteration_in_epoch = content["iteration_in_epoch"]
         self.skipped_in_epoch = content["skipped_in_epoch"]
+        self.loader_seed = content.get("loader_seed")
         self._resumed = content
 
     def _save_latest(self) -> None:
@@ -139,6 +140,7 @@ class Resumable(nnUNetTrainer):
                 "iteration_in_epoch": self.iteration_in_epoch,
                 "train_outputs": [] if between_epochs else self._train_outputs,
                 "skipped_in_epoch": self.skipped_in_epoch,
+                "loader_seed": self.loader_seed,
             },
         }
 

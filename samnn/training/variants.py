@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from samnn.errors import SamnnError
-from samnn.training import options
+from samnn.training import options, samplers
 from samnn.training.base import SamnnTrainer
+from samnn.training.crf import CRF, CRFfinetune
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,23 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("GDL", "generalised Dice in the place of Dice", options.GDL, group="loss"),
     Option("fp32", "no autocast", options.fp32),
+    Option("CRF", "a CRF behind the network, trained with it", CRF, group="crf"),
+    Option(
+        "CRFfinetune",
+        "a CRF and the network's last layers, trained on top of the finished fold without this suffix",
+        CRFfinetune,
+        group="crf",
+    ),
+    Option(
+        "AdaptiveSampler",
+        "patches without foreground are kept more and more often: with probability epoch/epochs",
+        samplers.AdaptiveSampler,
+    ),
+    Option(
+        "ClassBalanced",
+        "forced-foreground patches draw rare classes more often: by inverse frequency",
+        samplers.ClassBalanced,
+    ),
     Option("<N>epochs", "epochs instead of nnU-Net's 1000", attribute="epochs"),
     Option(
         "<N>iters",

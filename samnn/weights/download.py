@@ -53,13 +53,15 @@ def get(name: str, *, tell: Tell = lambda what, done, total: None) -> tuple[Path
             try unless its content is wrong.
     """
     known = entry(name)
-    folder = folder_to_write()
-    present = _present(known, folder)
+    present = _present(known)
     if present is not None:
         return present, False
+    folder = folder_to_write()
     target = folder / known.file
+    if target.is_dir():
+        raise SamnnError(f"{target}: is a folder where the file belongs. Move it away.")
     with only_writer(target, wait=True):
-        present = _present(known, folder)
+        present = _present(known)
         if present is not None:  # another process has been quicker
             return present, False
         part = target.with_name(f"{PART_PREFIX}{known.file}")
@@ -87,15 +89,20 @@ def address(known: Entry) -> str:
     mirror = os.environ.get(MIRROR)
     if not mirror:
         return known.url
-    if urllib.parse.urlsplit(mirror).scheme not in ("http", "https"):
+    try:
+        parts = urllib.parse.urlsplit(mirror)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and " " not in mirror
+    except ValueError:  # no port, or no address in brackets
+        fits = False
+    if not fits:
         raise SamnnError(
             f"{MIRROR}={mirror}: is no http(s) address. A folder of weights is named by SAMNN_WEIGHTS."
         )
     return f"{mirror.rstrip('/')}/{urllib.parse.quote(known.file)}"
 
 
-def _present(known: Entry, folder: Path) -> Path | None:
-    """The verified file, if a weights folder has it; a wrong one in `folder`, which we may write, is as none."""
+def _present(known: Entry) -> Path | None:
+    """The verified file, if a weights folder has it; a wrong one where we write is as none."""
     try:
         path = locate(known.name)
     except SamnnError:
@@ -103,6 +110,7 @@ def _present(known: Entry, folder: Path) -> Path | None:
     try:
         return verified(known.name)[0]
     except SamnnError as error:
+        folder = folder_to_write()
         if path.parent == folder:
             return None
         raise SamnnError(
@@ -176,6 +184,7 @@ def _one_connection(known: Entry, url: str, part: Path, note: Path, tell: Tell) 
             raise _Broken("the file on the server has changed, starting anew")
         if not goes_on:
             start = 0
+            part.unlink(missing_ok=True)  # before the note: it must never speak of another file's beginning
             write_json(note, asdict(offer))
         _require_space(part.parent, (total or known.size_bytes or 0) - start, known)
         done = start
@@ -290,6 +299,6 @@ def _refused(known: Entry, url: str, error: Exception) -> SamnnError:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
+        return f"the server answers {error.code} {str(error.reason).splitlines()[0]}"
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
     return str(getattr(inner, "strerror", None) or inner or type(inner).__name__)

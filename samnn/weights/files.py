@@ -95,8 +95,8 @@ def _what_zip(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return "cut off or damaged: the end of it is missing. Get it again."
+    except Exception:  # zipfile raises many things, depending on where the damage is
+        return "cut off or damaged. Get it again."
     if any(name.endswith("/constants.pkl") for name in names):
         return "a TorchScript program, which is not loaded because it holds code. Save its state dict alone."
     if not any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):

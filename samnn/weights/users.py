@@ -19,11 +19,15 @@ def used_by() -> dict[str, list[str]]:
     """The trainers that use each weights: name → trainer names with their suffix.
 
     Raises:
-        SamnnError: a trainer's `weights` is no literal dict of strings.
+        SamnnError: a file is no Python, or a trainer's `weights` no literal dict.
     """
     users: dict[str, list[str]] = {}
     for path in sorted(trainers_folder().glob("trainer_*.py")):
-        for trainer in ast.parse(path.read_text(encoding="utf-8")).body:
+        try:
+            lines = ast.parse(path.read_text(encoding="utf-8")).body
+        except (SyntaxError, ValueError) as error:
+            raise SamnnError(f"{path}: is no Python ({error}). Mend it.") from error
+        for trainer in lines:
             if isinstance(trainer, ast.ClassDef):
                 for suffix, name in _declared(path, trainer).items():
                     users.setdefault(name, []).append("_".join(filter(None, (trainer.name, suffix))))

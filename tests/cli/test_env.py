@@ -129,6 +129,7 @@ def test_a_file_in_the_way_is_refused_without_a_line_to_evaluate(tmp_path, taken
         ("~nobodyhere/x", 1, "no such user"),
         (f"{__file__}/below", 1, f"{__file__}: is a file"),
         ("", 2, "argument is empty"),
+        ("a" * 300, 1, "File name too long"),
     ],
 )
 def test_a_root_that_cannot_be_is_refused_without_a_line_to_evaluate(root, code, fault):

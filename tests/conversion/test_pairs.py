@@ -171,6 +171,15 @@ def test_rare_kinds_of_nifti_are_read(tmp_path, kind):
     assert_same(convert(tmp_path, tmp_path / "raw") / "imagesTr/a_0000.nii.gz", image())
 
 
+def test_a_volume_of_one_slice_is_a_volume(tmp_path):
+    one = replace(GRID, shape=(7, 6, 1))
+    save(tmp_path / "images/a.nii.gz", image(one))
+    save(tmp_path / "masks/a.nrrd", Volume(mask().voxels[:, :, 2:3], one))
+    dataset = convert(tmp_path, tmp_path / "raw")
+    assert_same(dataset / "imagesTr/a_0000.nii.gz", image(one))
+    assert_same(dataset / "labelsTr/a.nii.gz", Volume(mask().voxels[:, :, 2:3], one))
+
+
 def test_channels_come_by_suffix(tmp_path):
     for channel in range(2):
         save(tmp_path / f"images/a_{channel:04d}.nii.gz", image(seed=channel))

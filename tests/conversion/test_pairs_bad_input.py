@@ -31,6 +31,11 @@ def missing_image(source: Path) -> str:
     return "c.nii.gz has no image"
 
 
+def dicom_files_without_a_folder(source: Path) -> str:
+    (source / "images/a.nii.gz").rename(source / "images/a_1.dcm")
+    return "a_1.dcm. DICOM series need a folder each."
+
+
 def missing_channel(source: Path) -> str:
     (source / "images/a.nii.gz").rename(source / "images/a_0001.nii.gz")
     return "case a has channel(s) 0001"
@@ -93,6 +98,11 @@ def another_shape(source: Path) -> str:
 def four_dimensions(source: Path) -> str:
     save_nifti(source / "images/a.nii.gz", np.zeros((7, 6, 5, 3), np.int16), ras(GRID))
     return "has 4 dimensions, 3 volumes"
+
+
+def two_dimensions(source: Path) -> str:
+    save_nifti(source / "images/a.nii.gz", image().voxels[:, :, 0], np.eye(4))
+    return "has 2 dimensions; expected 3. Put slices together, or give it a third axis of one voxel."
 
 
 def mask_of_four_dimensions(source: Path) -> str:
@@ -193,9 +203,9 @@ def only_empty_masks(source: Path) -> str:
 
 
 DAMAGES = [
-    missing_mask, missing_image, missing_channel, same_name_in_two_formats, names_that_fall_together,
+    missing_mask, missing_image, dicom_files_without_a_folder, missing_channel, same_name_in_two_formats, names_that_fall_together,
     names_that_differ_in_capitals, a_name_of_nothing, link_to_nothing, ending_in_capitals, half_a_voxel,
-    another_spacing, another_angle, another_shape, four_dimensions, mask_of_four_dimensions, colours, complex_voxels,
+    another_spacing, another_angle, another_shape, two_dimensions, four_dimensions, mask_of_four_dimensions, colours, complex_voxels,
     vector_image, sheared, sheared_with_an_upright_qform, sheared_nrrd, fractions, cut_image, cut_mask, nan_image,
     no_image, vtk, analyze, only_empty_masks,
 ]  # fmt: skip

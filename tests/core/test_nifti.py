@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from samnn.blocks import label_values
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
-from samnn.io import Volume, label_values, read_header, read_volume, write_volume
+from samnn.io import Volume, read_header, read_volume, write_volume
 
 SHAPE = (5, 4, 3)
 TYPES = ["u1", "i1", "i2", "u2", "i4", "u4", "f4", "f8"]

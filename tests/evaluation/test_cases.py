@@ -178,19 +178,22 @@ def test_labels_found_nowhere_are_an_error_that_says_where_they_were_looked_for(
     shutil.rmtree(tmp_path / "nnUNet_preprocessed")
     monkeypatch.delenv("nnUNet_raw")
     with pytest.raises(
-        SamnnError, match=r"(?s)Give REFERENCE.*gt_segmentations: no such.*nnUNet_raw is not set"
+        SamnnError,
+        match=r"(?s)--reference of samnn compare.*gt_segmentations: no such.*nnUNet_raw is not set",
     ):
         evaluate_folder(None, results)
 
 
 def test_a_results_folder_outside_of_a_dataset_needs_a_reference(results, tmp_path):
     moved = shutil.move(results, tmp_path / "baseline")
-    with pytest.raises(SamnnError, match="Give REFERENCE"):
+    with pytest.raises(SamnnError, match="first argument of samnn evaluate, --reference of samnn compare"):
         evaluate_folder(None, moved)
 
 
 def test_a_plain_folder_needs_a_reference(folders):
-    with pytest.raises(SamnnError, match=rf"{folders[1]}: is no nnU-Net results folder.*REFERENCE is needed"):
+    with pytest.raises(
+        SamnnError, match=rf"{folders[1]}: is no nnU-Net results folder.*first argument of samnn evaluate"
+    ):
         evaluate_folder(None, folders[1])
 
 

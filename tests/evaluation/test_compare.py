@@ -22,7 +22,7 @@ from samnn.evaluation3d import evaluate_folder, write_outputs
 from samnn.evaluation3d.cautions import cautions_of
 from samnn.evaluation3d.compare import compare
 from samnn.evaluation3d.comparison import Comparison
-from samnn.evaluation3d.comparison_files import write_comparison
+from samnn.evaluation3d.comparison_files import check_comparison_target, write_comparison
 from samnn.evaluation3d.costs import costs_of
 from samnn.evaluation3d.results import find_results
 from samnn.evaluation3d.slices import draw_case
@@ -261,6 +261,26 @@ def test_a_second_run_decodes_nothing_and_prints_the_same_and_a_changed_file_onl
     assert (tmp_path / "out" / "report.html").read_bytes() != first
 
 
+def test_kept_metrics_that_are_damaged_are_computed_again(methods, tmp_path, capsys):
+    first = compare(methods, out=tmp_path / "out").tables["pairs"]
+    kept = sorted((tmp_path / "out" / "metrics").glob("*/metrics.csv"))
+    kept[0].write_text(kept[0].read_text().replace(",heart,dice,", ",heart,dice,1"))
+    kept[1].with_name("summary.json").write_text("{")
+    pandas.testing.assert_frame_equal(compare(methods, out=tmp_path / "out").tables["pairs"], first)
+    assert capsys.readouterr().err.count("is damaged, and is computed again") == 2
+
+
+def test_finished_cases_outlive_a_failure(copied, tmp_path, write_labels):
+    bad = copied[0] / "fold_1" / "validation" / f"{CASES[1]}.nii.gz"
+    good = bad.read_bytes()
+    write_labels(bad, np.full((20, 16, 12), 9, np.uint8))
+    with pytest.raises(SamnnError, match="5 of 6 cases are finished and kept"):
+        compare(copied, out=tmp_path / "out")
+    bad.write_bytes(good)
+    compare(copied, out=tmp_path / "out")
+    assert not list((tmp_path / "out" / "metrics").glob("unfinished*"))
+
+
 # ---- the output
 
 
@@ -302,7 +322,9 @@ def test_names_and_cases_cannot_inject_markup(methods, tmp_path):
     comparison = compare(methods, names=["<script>alert(1)</script>", "B & C | _%"], metrics=["dice"])
     write_comparison(comparison, tmp_path / "out")
     assert "<script>alert" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert r"B \& C | \_\%" in (tmp_path / "out" / "tables" / "tables.tex").read_text(encoding="utf-8")
+    assert r"B \& C \textbar{} \_\%" in (tmp_path / "out" / "tables" / "tables.tex").read_text(
+        encoding="utf-8"
+    )
     assert r"B & C \| _%" in (tmp_path / "out" / "tables" / "tables.md").read_text(encoding="utf-8")
 
 
@@ -351,9 +373,10 @@ def test_every_table_is_there_as_csv_json_markdown_and_latex(finished):
     assert content["settings"]["family"] == comparison.settings["family"]
     markdown, latex = (out / "tables" / "tables.md").read_text(), (out / "tables" / "tables.tex").read_text()
     assert len(re.findall("^## ", markdown, re.MULTILINE)) == 5
-    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 5
-    rows = [line for line in latex.splitlines() if line.endswith(r"\\")]
-    assert len(rows) == sum(len(t) + 1 for name, t in comparison.tables.items() if name != "values")
+    # names, methods, failures, and for each of three metrics description, differences and ranking
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 12
+    n_rows = sum(len(t) for name, t in comparison.tables.items() if name != "values")
+    assert len([line for line in latex.splitlines() if line.endswith(r"\\")]) == 12 + 2 + n_rows
 
 
 # ---- what is refused
@@ -466,7 +489,10 @@ def test_other_bad_input_is_refused_by_name(methods, tmp_path, write_labels):
     refused("has no metric 'dise'", "It has: dice", sources=methods, metrics=["dise"])
     refused("asked for twice", sources=methods, metrics=["dice", "dice"])
     refused("is no regular expression", sources=methods, group="(")
-    refused("does not match 2 cases: p3_1, p3_2", sources=methods, group="p[12]")
+    refused("finds no patient in 2 cases: p3_1, p3_2", sources=methods, group="p[12]")
+    refused("finds no patient in 6 cases", sources=methods, group="p(x)?")
+    with pytest.raises(SamnnError, match="is a results folder"):
+        check_comparison_target(methods[0])
 
 
 def test_a_folder_of_somebody_else_is_left_alone(methods, tmp_path):

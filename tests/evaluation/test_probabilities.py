@@ -111,7 +111,7 @@ def test_nifti_on_another_grid_is_refused(folders):
 
 def test_four_dimensions_among_label_maps_are_an_error_that_names_the_option(folders):
     nibabel.save(nibabel.Nifti1Image(softmax().transpose(), np.eye(4)), folders[1] / "a.nii.gz")
-    with pytest.raises(SamnnError, match="add --probabilities"):
+    with pytest.raises(SamnnError, match="samnn evaluate --probabilities"):
         evaluate_folder(*folders)
 
 

@@ -96,7 +96,9 @@ def test_what_lies_outside_of_the_prediction_is_background(labels):
 
 def test_a_cropped_prediction_is_refused_and_with_resample_evaluated_and_reported(folders, labels):
     reference, prediction = folders(labels[:6], Grid((6, 10, 8), SPACING_MM, GRID.origin_mm, EYE))
-    with pytest.raises(SamnnError, match=r"shape \(12, 10, 8\) against \(6, 10, 8\)\. --resample brings"):
+    with pytest.raises(
+        SamnnError, match=r"shape \(12, 10, 8\) against \(6, 10, 8\)\. samnn evaluate --resample brings"
+    ):
         evaluate_folder(reference, prediction)
     evaluation = evaluate_folder(reference, prediction, resample=True)
     found = evaluation.results["a"]

@@ -257,3 +257,8 @@ def test_deep_supervision_changes_the_container_and_neither_parameters_nor_logit
 
 def test_the_network_has_no_initialize_that_nnunet_would_apply_to_it():
     assert not hasattr(ENet(1, 2), "initialize")
+
+
+def test_output_layers_are_the_one_that_makes_the_logits():
+    (layer,) = ENet(1, 3).output_layers
+    assert layer.out_channels == 3

@@ -167,3 +167,26 @@ def make_trainer(nnunet: SimpleNamespace) -> Callable:
         return get_trainer_from_args(dataset, configuration, fold, name, plans, device=torch.device("cpu"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def preprocessed_folder() -> Callable[..., Path]:
+    """Writes label maps as nnU-Net's preprocessing does; each voxel of an image tells its own place, from 1 on."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    def write(folder: Path, maps: dict[str, np.ndarray], *, classes: list) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for case, voxels in maps.items():
+            places = np.arange(1, voxels.size + 1, dtype=np.float32).reshape(voxels.shape)
+            locations = DefaultPreprocessor._sample_foreground_locations(voxels[None], classes)
+            blocks = (1, *voxels.shape)
+            for path in folder.glob(f"{case}*"):
+                path.unlink()
+            nnUNetDatasetBlosc2.save_case(
+                places[None], voxels[None].astype(np.int16), {"class_locations": locations}, str(folder / case),
+                chunks=blocks, blocks=blocks,
+            )  # fmt: skip
+        return folder
+
+    return write

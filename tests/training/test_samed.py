@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from samnn.errors import SamnnError
@@ -22,6 +25,7 @@ from samnn.io import read_labels
 from samnn.nn.samed import SAMed
 from samnn.plugins import trainer_samed
 from samnn.plugins.trainer_samed import nnUNetTrainerSAMed
+from samnn.training.export import export
 from samnn.training.pretrained import RECORD, PretrainedPart, lean_state_dict
 
 NAME = "nnUNetTrainerSAMed_rank3_lean_4epochs_5iters_seed1"
@@ -99,16 +103,15 @@ def test_log_and_settings_name_the_sources(trained: Path, own_weights: Path) -> 
 
 
 def test_c_after_the_end_says_that_there_is_nothing_to_continue(
-    trained: Path, command: Callable, tmp_path: Path
+    trained: Path, samed_plans: str, make_trainer: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    before = read(model_in(tmp_path) / "fold_0" / FINAL)["network_weights"]
-    done = command(
-        "nnUNetv2_train", 501, "2d_samed", 0, "-p", "tinyPlans", "-tr", NAME, "--c", *CPU,
-        nnUNet_results=str(tmp_path),
-    )  # fmt: skip
-    assert "checkpoint_final.pth holds no optimizer state" in done.stdout
-    after = read(model_in(tmp_path) / "fold_0" / FINAL)["network_weights"]
+    final = model_in(trained) / "fold_0" / FINAL
+    trainer = make_trainer(NAME, configuration="2d_samed", plans=samed_plans)
+    trainer.output_folder = str(tmp_path)
+    trainer.load_checkpoint(str(final))
+    trainer.run_training()
+    assert "checkpoint_final.pth holds no optimizer state" in capsys.readouterr().out
+    before, after = (read(path)["network_weights"] for path in (final, tmp_path / FINAL))
     assert after.keys() == before.keys()
     assert after[RECORD] == before[RECORD]
     assert all(torch.equal(after[key], before[key]) for key in before if key != RECORD)
@@ -160,62 +163,86 @@ run_training_entry()
 # ---- prediction and export
 
 
-def test_exports_predict_the_same_without_weights_and_without_our_trainers(
-    trained: Path, predicted: dict, nnunet: SimpleNamespace, command: Callable, tmp_path: Path
+def test_an_export_predicts_the_same_without_weights_and_without_our_trainers(
+    trained: Path,
+    predicted: dict,
+    nnunet: SimpleNamespace,
+    command: Callable,
+    own_weights: Path,
+    tmp_path: Path,
 ) -> None:
-    bare = {"nnUNet_extTrainer": "", "SAMNN_WEIGHTS": str(tmp_path / "none")}
-    images = nnunet.raw / "Dataset501_Tiny" / "imagesTs"
-    for kind in ("plain", "merged"):
-        option = ["--merge"] if kind == "merged" else []
-        command("samnn", "export", model_in(trained), tmp_path / kind, *option)
-    hidden = json.loads((model_in(trained) / "plans.json").read_text())
-    weights = Path(hidden["configurations"]["2d_samed"]["pretrained_weights"])
-    weights = weights.rename(weights.with_name("hidden.pth"))
-    try:
-        tree = {"nnUNet_results": str(tmp_path / "plain")}  # the folder has nnUNet_results' tree
-        options = ("-d", 501, "-p", f"{NAME}_tinyPlans", "-c", "2d_samed")
-        command("nnUNetv2_predict", "-i", images, "-o", tmp_path / "a", *options, *PREDICT, **bare, **tree)
-        tree = {"nnUNet_results": str(tmp_path / "installed")}
-        (tmp_path / "installed").mkdir()
-        command("nnUNetv2_install_pretrained_model_from_zip", tmp_path / "merged.zip", **bare, **tree)
-        command("nnUNetv2_predict", "-i", images, "-o", tmp_path / "b", *options, *PREDICT, **bare, **tree)
-    finally:
-        weights.rename(weights.with_name("sam_tiny.pth"))
-    for found in (arrays(tmp_path / "a"), arrays(tmp_path / "b")):
-        assert found.keys() == predicted.keys()
-        assert all(np.array_equal(found[name], predicted[name]) for name in predicted)
+    command("samnn", "export", model_in(trained), tmp_path / "plain")
+    with zipfile.ZipFile(tmp_path / "plain.zip") as archive:  # as nnUNetv2_install_pretrained_model_from_zip
+        archive.extractall(tmp_path / "results")
+    images, out = nnunet.raw / "Dataset501_Tiny" / "imagesTs", tmp_path / "out"
+    options = ("-d", 501, "-p", f"{NAME}_tinyPlans", "-c", "2d_samed")
+    bare = {
+        "nnUNet_extTrainer": "",
+        "SAMNN_WEIGHTS": str(tmp_path),
+        "nnUNet_results": str(tmp_path / "results"),
+    }
+    with hidden(own_weights):
+        command("nnUNetv2_predict", "-i", images, "-o", out, *options, *PREDICT, **bare)
+    found = arrays(out)
+    assert found.keys() == predicted.keys()
+    assert all(np.array_equal(found[name], predicted[name]) for name in predicted)
 
 
-def test_an_export_holds_every_tensor_and_merged_no_lora(trained: Path, tmp_path: Path) -> None:
-    from samnn.training.export import export
-
-    for merge in (False, True):
-        done = export(model_in(trained), tmp_path / f"{merge}", merge=merge)
-        weights = torch.load(done.model / "fold_0" / FINAL, weights_only=True)["network_weights"]
-        arguments = json.loads((done.model / "plans.json").read_text())["configurations"]["2d_samed"][
-            "architecture"
-        ]["arch_kwargs"]
-        SAMed(1, 3, **arguments).load_state_dict(weights)
-        assert any(".lora." in name for name in weights) != merge
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_export_holds_every_tensor_and_merged_no_lora(trained: Path, tmp_path: Path, merge: bool) -> None:
+    done = export(model_in(trained), tmp_path / "out", merge=merge)
+    weights = torch.load(done.model / "fold_0" / FINAL, weights_only=True)["network_weights"]
+    assert any(".lora." in name for name in weights) != merge
+    stock, ours = predictor(done.model), predictor(model_in(trained))
+    assert stock.trainer_name == "nnUNetTrainer"
+    assert stock.network.state_dict().keys() == weights.keys()
+    case = torch.randn(1, 3, 50, 60)
+    assert torch.equal(
+        stock.predict_logits_from_preprocessed_data(case), ours.predict_logits_from_preprocessed_data(case)
+    )
+    assert {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.*")} == {
+        Path(name) for name in zipfile.ZipFile(done.archive).namelist()
+    }
     with pytest.raises(SamnnError, match=r"exists already\. Add --overwrite"):
-        export(model_in(trained), tmp_path / "True")
+        export(model_in(trained), tmp_path / "out")
 
 
-def test_missing_frozen_weights_name_the_two_ways_out(
-    trained: Path, predicted: dict, own_weights: Path
+def test_what_has_no_lora_is_not_merged(
+    trained: Path, samed_plans: str, make_trainer: Callable, tmp_path: Path
 ) -> None:
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    name = "nnUNetTrainerSAMed_frozen_1epochs_1iters_seed1"
+    trainer = make_trainer(name, configuration="2d_samed", plans=samed_plans)
+    trainer.run_training()
+    with pytest.raises(SamnnError, match=r"has no LoRA to merge\. Leave --merge out"):
+        export(Path(trainer.output_folder_base), tmp_path / "out", merge=True)
+    assert export(Path(trainer.output_folder_base), tmp_path / "out").folds == ["0"]
 
-    predictor = nnUNetPredictor(device=torch.device("cpu"))
-    hidden = own_weights.rename(own_weights.with_name("elsewhere.pth"))
+
+def predictor(model: Path) -> nnUNetPredictor:
+    """Stock prediction's, with a model loaded."""
+    made = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    made.initialize_from_trained_model_folder(str(model), (0,))
+    return made
+
+
+@contextmanager
+def hidden(path: Path) -> Iterator[None]:
+    """The file is elsewhere for the block."""
+    moved = path.rename(path.with_name("elsewhere.pth"))
     try:
-        with pytest.raises(
-            SamnnError, match=r"leaves out \d+ frozen tensors(.|\n)*samnn export MODEL_FOLDER"
-        ):
-            predictor.initialize_from_trained_model_folder(str(model_in(trained)), (0,))
+        yield
     finally:
-        hidden.rename(own_weights)
-    predictor.initialize_from_trained_model_folder(str(model_in(trained)), (0,))
+        moved.rename(path)
+
+
+def test_missing_frozen_weights_name_the_two_ways_out(trained: Path, own_weights: Path) -> None:
+    with (
+        hidden(own_weights),
+        pytest.raises(
+            SamnnError, match=r"leaves out \d+ frozen tensors(.|\n)*no such file(.|\n)*samnn export MODEL"
+        ),
+    ):
+        predictor(model_in(trained))
 
 
 def test_weights_of_another_hash_do_not_fill_a_checkpoint(trained: Path, own_weights: Path) -> None:

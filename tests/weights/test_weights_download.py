@@ -195,6 +195,16 @@ def test_a_wrong_file_in_a_folder_of_others_is_named(
     assert plan.requests == []
 
 
+def test_what_a_read_only_folder_has_needs_no_other_folder(
+    plan: Plan, tiny: Entry, content: bytes, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / tiny.file).write_bytes(content)
+    monkeypatch.setenv("SAMNN_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(download, "folder_to_write", lambda: pytest.fail("nothing is to be written"))
+    assert download.get("tiny_vit") == (tmp_path / tiny.file, False)
+    assert plan.requests == []
+
+
 def test_no_folder_that_can_be_written_to_is_said(
     plan: Plan, tiny: Entry, tmp_path: Path, monkeypatch
 ) -> None:
@@ -237,10 +247,42 @@ def test_a_server_that_is_not_there_is_said_with_the_way_round(tiny: Entry, monk
         ("http://name.invalid", "cannot be downloaded"),
         ("ftp://127.0.0.1", "no http"),
         ("/some/folder", "named by SAMNN_WEIGHTS"),
+        ("http://[::1", "no http"),
+        ("http://127.0.0.1:99999", "no http"),
+        ("http://a b", "no http"),
     ]:
         monkeypatch.setenv("SAMNN_WEIGHTS_MIRROR", mirror)
         with pytest.raises(SamnnError, match=said):
             download.get("tiny_vit")
+
+
+def test_a_folder_in_the_place_of_the_file_is_said_before_anything_is_downloaded(
+    plan: Plan, store: Path, tiny: Entry
+) -> None:
+    (store / tiny.file).mkdir(parents=True)
+    with pytest.raises(SamnnError, match="is a folder where the file belongs"):
+        download.get("tiny_vit")
+    assert plan.requests == []
+
+
+def test_ctrl_c_ends_a_download_and_keeps_its_beginning(
+    plan: Plan, store: Path, content: bytes, command: Callable[..., subprocess.Popen]
+) -> None:
+    plan.bytes_per_s = len(content) / 5
+    process = command("weights", "get", "tiny_vit")
+    part = store / ".part-tiny_vit.pth"
+    wait_for(part)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT and err == "Stopped by SIGINT.\n"
+    assert part.stat().st_size > 0 and not (store / ".lock-tiny_vit.pth").exists()
+
+
+def wait_for(part: Path) -> None:
+    until = time.monotonic() + 30
+    while not part.exists() or part.stat().st_size < 1:
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_two_at_once_download_once(plan: Plan, store: Path, tiny: Entry, content: bytes, command) -> None:
@@ -258,10 +300,7 @@ def test_a_killed_download_is_taken_up_by_the_next_process(
     plan.bytes_per_s = len(content) / 5
     first = command("weights", "get", "tiny_vit")
     part = store / ".part-tiny_vit.pth"
-    waited_until = time.monotonic() + 30
-    while not part.exists() or part.stat().st_size < 1:
-        assert time.monotonic() < waited_until
-        time.sleep(0.05)
+    wait_for(part)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     have = part.stat().st_size

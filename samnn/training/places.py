@@ -1,0 +1,69 @@
+"""The places a patch can take in a case, and drawing one of them with fewer rejections than one by one."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+MOST_DRAWS = 1000
+
+
+class Places:
+    """First voxels of a box in a case, as nnU-Net draws them: each axis on its own, evenly, over the borders a little.
+
+    Args, one number an axis each:
+        shape: of the case, in voxels.
+        patch: size of the drawn box.
+        pad: by how much the box may reach over both borders together (nnU-Net's `need_to_pad`).
+        margin, final: the part of the box that decides begins `margin` after the box and has size `final`.
+        occupied: whether a layer of blocks across the axis holds any foreground.
+        block: edges of a block in voxels.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        patch: Sequence[int],
+        pad: Sequence[int],
+        margin: Sequence[int],
+        final: Sequence[int],
+        occupied: Sequence[np.ndarray],
+        block: Sequence[int],
+    ) -> None:
+        self.ranges: list[range] = []
+        self.near: list[array] = []  # places along an axis from which the box touches an occupied layer
+        for axis, (n, size) in enumerate(zip(shape, patch, strict=True)):
+            more = max(int(pad[axis]), size - n)  # a box larger than the case is centred on it
+            places = np.arange(-more // 2, n + more // 2 + more % 2 - size + 1)
+            self.ranges.append(range(int(places[0]), int(places[-1]) + 1))
+            first, edge, up_to = places + margin[axis], block[axis], np.cumsum([0, *occupied[axis]])
+            layers = np.clip([first // edge, -(-(first + final[axis]) // edge)], 0, len(up_to) - 1)
+            self.near.append(array("i", places[up_to[layers[1]] > up_to[layers[0]]].tolist()))
+        self._is_near = [frozenset(near) for near in self.near]
+        self.n_near = int(np.prod([len(near) for near in self.near], dtype=object))
+        self.n_far = int(np.prod([len(places) for places in self.ranges], dtype=object)) - self.n_near
+
+    def draw(self, acceptance: float, has_foreground: Callable[[list[int]], bool]) -> list[int] | None:
+        """A place with probability ∝ 1 where it has foreground, ∝ `acceptance` where not.
+
+        A place that is far from foreground along any axis has none. All those are drawn together, with the
+        probability they have in the end; only near ones are looked at and rejected. None after 1000 rejections.
+        """
+        far = acceptance * self.n_far
+        for _ in range(MOST_DRAWS):
+            if random.random() * (self.n_near + far) < far:
+                return self._draw_far()
+            place = [random.choice(near) for near in self.near]
+            if has_foreground(place) or random.random() < acceptance:
+                return place
+        return None
+
+    def _draw_far(self) -> list[int]:
+        while True:
+            place = [random.choice(places) for places in self.ranges]
+            if any(p not in near for p, near in zip(place, self._is_near, strict=True)):
+                return place
