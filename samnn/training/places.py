@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from array import array
 from collections.abc import Callable, Sequence
 
@@ -19,7 +21,7 @@ class Places:
         patch: size of the drawn box.
         pad: by how much the box may reach over both borders together (nnU-Net's `need_to_pad`).
         margin, final: the part of the box that decides begins `margin` after the box and has size `final`.
-        occupied: whether a layer of blocks across the axis holds any foreground.
+        occupied: for each layer of blocks across the axis, whether it holds any foreground: 0 or 1, uint8.
         block: edges of a block in voxels.
     """
 
@@ -38,14 +40,16 @@ class Places:
         self.near: list[array] = []  # places along an axis from which the box touches an occupied layer
         for axis, (n, size) in enumerate(zip(shape, patch, strict=True)):
             more = max(int(pad[axis]), size - n)  # a box larger than the case is centred on it
-            places = np.arange(-more // 2, n + more // 2 + more % 2 - size + 1)
-            self.ranges.append(range(int(places[0]), int(places[-1]) + 1))
-            first, edge, up_to = places + margin[axis], block[axis], np.cumsum([0, *occupied[axis]])
-            layers = np.clip([first // edge, -(-(first + final[axis]) // edge)], 0, len(up_to) - 1)
-            self.near.append(array("i", places[up_to[layers[1]] > up_to[layers[0]]].tolist()))
-        self._is_near = [frozenset(near) for near in self.near]
-        self.n_near = int(np.prod([len(near) for near in self.near], dtype=object))
-        self.n_far = int(np.prod([len(places) for places in self.ranges], dtype=object)) - self.n_near
+            places = range(-more // 2, n + more // 2 + more % 2 - size + 1)
+            self.ranges.append(places)
+            near = array("i")
+            for run in re.finditer(b"\x01+", occupied[axis].tobytes()):
+                start = max(run.start() * block[axis] - final[axis] - margin[axis] + 1, places.start)
+                stop = min(run.end() * block[axis] - margin[axis], places.stop)
+                near.extend(range(max(start, near[-1] + 1) if near else start, stop))
+            self.near.append(near)
+        self.n_near = math.prod(map(len, self.near))
+        self.n_far = math.prod(map(len, self.ranges)) - self.n_near
 
     def draw(self, acceptance: float, has_foreground: Callable[[list[int]], bool]) -> list[int] | None:
         """A place with probability ∝ 1 where it has foreground, ∝ `acceptance` where not.
@@ -65,5 +69,5 @@ class Places:
     def _draw_far(self) -> list[int]:
         while True:
             place = [random.choice(places) for places in self.ranges]
-            if any(p not in near for p, near in zip(place, self._is_near, strict=True)):
+            if any(p not in near for p, near in zip(place, self.near, strict=True)):
                 return place

@@ -217,8 +217,9 @@ def test_forced_patches_draw_classes_of_the_case_by_weight(make_loader: Callable
 @pytest.mark.parametrize("pad", [(0, 0, 0), (3, 2, 5)])
 def test_places_reach_as_far_as_nnunets(shape: tuple, pad: tuple) -> None:
     patch = (10, 16, 17)
+    anywhere = [np.ones(9, np.uint8)] * 3
     places = Places(
-        shape, patch=patch, pad=pad, margin=(0, 0, 0), final=patch, occupied=[np.ones(9)] * 3, block=(8, 8, 8)
+        shape, patch=patch, pad=pad, margin=(0, 0, 0), final=patch, occupied=anywhere, block=(8, 8, 8)
     )
     loader = SimpleNamespace(need_to_pad=np.array(pad), patch_size=patch, has_ignore=False)
     drawn = [nnUNetDataLoader.get_bbox(loader, shape, False, None)[0] for _ in range(700)]
