@@ -391,7 +391,7 @@ def test_autocast_stays_finite_and_close_on_strong_inputs(dtype):
 
 def test_it_compiles_as_one_graph_with_the_same_result(small):
     """Only the tracing of torch.compile: its code generation takes minutes."""
-    compiled = torch.compile(small, backend="eager", fullgraph=True)
+    compiled = torch.compile(small, backend="eager", fullgraph=True, dynamic=False)
     image = torch.randn(1, 2, 40, 72)
     with torch.no_grad():
         torch.testing.assert_close(compiled(image), small(image))
@@ -399,7 +399,7 @@ def test_it_compiles_as_one_graph_with_the_same_result(small):
 
 def test_it_compiles_for_training_with_the_same_gradients():
     network = tiny(1, 2, True, adapter_init="published", adapter_from=1)
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
     image = torch.randn(2, 1, 64, 64)
     gradients = []
     for forward in (network, compiled):

@@ -387,7 +387,7 @@ def test_bf16_autocast_is_near_float32(reference):
 def test_it_compiles_as_one_graph_with_the_same_result_and_gradients():
     """Only the tracing of torch.compile: its code generation takes minutes."""
     network = tiny(gradient_checkpointing=False).train()
-    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
     image = torch.randn(1, 1, 30, 40)
     gradients = []
     for result in (network(image), compiled(image)):
