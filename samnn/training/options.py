@@ -80,6 +80,9 @@ class structureLossUnweightedBCE(structureLoss):
 
     weighted_bce = False
 
+    def _build_loss(self) -> torch.nn.Module:  # of its own, so that settings.json names this suffix
+        return super()._build_loss()
+
 
 class fp32(SamnnTrainer):
     """Float32 throughout, no autocast."""

@@ -136,6 +136,7 @@ def test_a_trainer_of_ones_own_can_switch_on_the_appearance_term(make_trainer: C
     assert trainer.settings()["crf_intensity"]["value"] == 0.5
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_equals_undisturbed(make_trainer: Callable, base: Path) -> None:
     whole = make_trainer(FINETUNE)
     whole.run_training()

@@ -159,8 +159,9 @@ def test_a_trainer_that_does_not_take_the_plans_says_so(
 
 
 def test_a_fold_that_has_begun_is_told_of(nnunet: SimpleNamespace) -> None:
-    folder = nnunet.results / "Dataset501_Tiny" / "nnUNetTrainer__nnUNetPlans__2d"
-    job = Job("501", "2d", "nnUNetTrainer", "nnUNetPlans")
+    trainer = "nnUNetTrainerNoMirroring"  # the tests train no fold with it
+    folder = nnunet.results / "Dataset501_Tiny" / f"{trainer}__nnUNetPlans__2d"
+    job = Job("501", "2d", trainer, "nnUNetPlans")
     for fold, name in [("fold_0", "checkpoint_final.pth"), ("fold_1", "checkpoint_latest.pth")]:
         (folder / fold).mkdir(parents=True)
         (folder / fold / name).touch()

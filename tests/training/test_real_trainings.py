@@ -80,6 +80,7 @@ def test_enet_learns_the_hippocampus(command: Callable, real: Callable, tmp_path
         assert dice[label] > 2 * constant_dice(labels, label)
 
 
+@pytest.mark.slow
 def test_enet_runs_on_head_neck_ct(command: Callable, real: Callable, tmp_path: Path) -> None:
     """A smoke run: the chain holds for anisotropic CT with seven organs."""
     dataset, trainer = "Dataset901_OpenKBPHN", "nnUNetTrainerENet_1epochs_20iters_seed1"

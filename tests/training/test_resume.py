@@ -60,7 +60,8 @@ run_training_entry()
     ("number", "code", "epoch", "iteration"),
     [
         (signal.SIGTERM, 143, 1, 5),  # in the middle of an epoch: stops after the step
-        (signal.SIGTERM, 143, 0, 0),  # before anything was saved
+        # before anything was saved
+        pytest.param(signal.SIGTERM, 143, 0, 0, marks=pytest.mark.slow),
         (signal.SIGKILL, -9, 2, 1),  # no chance to save: back to the end of an earlier epoch
     ],
 )

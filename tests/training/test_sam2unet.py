@@ -139,6 +139,7 @@ def run(make_trainer: Callable, name: str, folder: Path, **where: str) -> object
     return trainer
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_equals_one_go(trained: Path, make_trainer: Callable, tmp_path: Path) -> None:
     """Stopped by a signal after six of eight iterations."""
     trainer = make_trainer(NAME, configuration=CONFIGURATION, plans=PLANS)

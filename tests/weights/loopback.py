@@ -65,16 +65,15 @@ def serving(plan: Plan) -> Iterator[str]:
             else:
                 self.close_connection = True
                 self.send_header("Connection", "close")
-            self.end_headers()
             body = content[start:]
             cut = plan.drops.pop(0) if plan.drops else None
-            body = body if cut is None else body[:cut]
-            plan.requests.append((self.path, asked, len(body)))
-            self._send(body)
             if cut is not None:
-                if plan.after_drop is not None:
-                    plan.content = plan.after_drop
+                body = body[:cut]
+                plan.content = content if plan.after_drop is None else plan.after_drop
                 self.close_connection = True
+            plan.requests.append((self.path, asked, len(body)))
+            self.end_headers()  # sends the headers; from here on the client may be done before this thread goes on
+            self._send(body)
 
         def _send(self, body: bytes) -> None:
             step = len(body) or 1 if plan.bytes_per_s is None else max(1, int(plan.bytes_per_s / 50))
