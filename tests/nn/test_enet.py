@@ -209,6 +209,7 @@ def test_it_compiles_as_one_graph_with_the_same_result(small):
         torch.testing.assert_close(compiled(image), small(image))
 
 
+@pytest.mark.slow
 def test_it_learns_to_mark_a_bright_square():
     torch.manual_seed(0)
     network = ENet(1, 2, kernels=8)

@@ -328,6 +328,7 @@ def training_step(**options):
     return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}, n_bytes
 
 
+@pytest.mark.slow
 def test_the_later_the_first_adapter_the_less_is_kept():
     kept = [training_step(adapter_from=block, gradient_checkpointing="none")[1] for block in range(8)]
     assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept)

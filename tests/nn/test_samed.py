@@ -437,6 +437,7 @@ def test_training_without_weights_is_refused_unless_asked_for():
     SAMed(1, 2, architecture=TINY, scratch=True).train()(image)
 
 
+@pytest.mark.slow
 def test_it_learns_to_mark_a_bright_square():
     torch.manual_seed(0)
     network = SAMed(1, 2, architecture=TINY, image_size=32, adapt="full", scratch=True).train()

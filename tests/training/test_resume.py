@@ -99,6 +99,7 @@ def test_sigusr1_saves_and_goes_on(nnunet: SimpleNamespace, undisturbed: dict, t
     assert "Asked by a signal: wrote checkpoint_latest.pth at epoch 1, iteration 3." in log
 
 
+@pytest.mark.slow
 def test_a_stop_during_validation_repeats_the_validation(make_trainer: Callable, tmp_path: Path) -> None:
     def run(trainer: object) -> dict:
         trainer.output_folder = str(tmp_path)
@@ -129,6 +130,7 @@ def test_a_stop_during_validation_repeats_the_validation(make_trainer: Callable,
     assert log["val_losses"] == whole["val_losses"]
 
 
+@pytest.mark.slow
 def test_latest_is_written_after_the_first_epoch_then_when_minutes_have_passed(
     make_trainer: Callable, tmp_path: Path
 ) -> None:

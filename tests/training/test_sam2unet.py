@@ -104,6 +104,7 @@ def test_the_log_and_the_settings_name_the_sources(trained: Path, trunk_file: Pa
     assert f"Loaded {trunk_file}" in next(fold.glob("training_log*.txt")).read_text()
 
 
+@pytest.mark.slow
 def test_an_export_predicts_the_same_without_weights_and_without_our_trainers(
     trained: Path, trunk_file: Path, nnunet: SimpleNamespace, command: Callable, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_checkpoint_best_alone_cannot_be_continued(
         trainer.run_training()
 
 
+@pytest.mark.slow
 def test_killed_after_two_epochs_and_continued_equals_four_in_one_go(
     trained: Path, command: Callable, tmp_path: Path
 ) -> None:

@@ -471,6 +471,7 @@ def undisturbed(nnunet: SimpleNamespace, command: Callable) -> Path:
     return fold_of(nnunet.results)
 
 
+@pytest.mark.slow
 def test_killed_and_continued_equals_undisturbed(
     undisturbed: Path, command: Callable, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_training_validates_with_probabilities_and_writes_its_settings(trained: 
     assert settings["settings"]["learning_rate"] == {"value": 1e-2, "source": "nnU-Net default"}
 
 
+@pytest.mark.slow
 def test_val_repeats_the_validation(trained: SimpleNamespace, command: Callable) -> None:
     validation = model(trained.results, ENET) / "fold_0" / "validation"
     before = label_files(validation)
@@ -83,6 +84,7 @@ def test_prediction_keeps_the_grid_and_ensembles(
     assert set(label_files(tmp_path)) == {"case_6.nii.gz", "case_7.nii.gz"}
 
 
+@pytest.mark.slow
 def test_find_best_configuration_compares_our_trainers(trained: SimpleNamespace, command: Callable) -> None:
     command("nnUNetv2_find_best_configuration", 501, "-c", "2d", "-tr", ENET, UNET, "-f", 0, "-np", 1)
     found = json.loads((trained.results / "Dataset501_Tiny" / "inference_information.json").read_text())
