@@ -30,7 +30,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samnn.nn.sam2_unet import SAM2UNet
-from samnn.training.hardware import keep_freed_memory
 
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": "4194304"}
 BATCH, SIDE = 2, 352  # the published training: 352x352, here two pictures
@@ -50,12 +49,8 @@ def our_network(weights: Path, **options: int | str) -> nn.Module:
     return network
 
 
-def serve(
-    build: Callable[[], nn.Module], dtype: torch.dtype | None, keep: bool, connection: Connection
-) -> None:
+def serve(build: Callable[[], nn.Module], dtype: torch.dtype | None, connection: Connection) -> None:
     """One network in a process of its own: for every message a training step, answered with its seconds."""
-    if keep:
-        keep_freed_memory()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
     torch.manual_seed(0)
     network = build().train()
@@ -96,8 +91,7 @@ def compare(ways: dict[str, tuple[Callable[[], nn.Module], torch.dtype | None]],
     for name, (build, dtype) in ways.items():
         pipes[name], theirs = context.Pipe()
         os.environ |= HUGE_PAGES if "huge pages" in name else {}
-        arguments = (build, dtype, "kept memory" in name, theirs)
-        processes.append(context.Process(target=serve, args=arguments, daemon=True))
+        processes.append(context.Process(target=serve, args=(build, dtype, theirs), daemon=True))
         processes[-1].start()
         for variable in HUGE_PAGES:
             os.environ.pop(variable, None)
@@ -132,13 +126,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--public", type=Path, help="a clone of WZH0120/SAM2-UNet")
+    parser.add_argument("--public", type=Path, required=True, help="a clone of WZH0120/SAM2-UNet")
     parser.add_argument("--bf16", action="store_true", help="both under bf16 autocast")
     parser.add_argument(
         "--adapter-from", type=int, nargs="*", help="our network alone, for these first blocks"
     )
     parser.add_argument("--checkpointing", nargs="*", default=["light"], help="none, light, all")
-    parser.add_argument("--memory", nargs="*", default=[""], help="', kept memory', ', huge pages'")
+    parser.add_argument("--huge-pages", action="store_true", help=f"ours with {HUGE_PAGES}, too")
     parser.add_argument("--steps", type=int, default=5)
     asked = parser.parse_args()
     dtype = torch.bfloat16 if asked.bf16 else None
@@ -157,7 +151,7 @@ def main() -> None:
             for block in asked.adapter_from or [0]:
                 name = f"samnn, {checkpointing}" + (f", from block {block}" if block else "")
                 options = {"gradient_checkpointing": checkpointing, "adapter_from": block}
-                for memory in asked.memory:
+                for memory in ("", ", huge pages") if asked.huge_pages else ("",):
                     ways[name + memory] = functools.partial(our_network, weights, **options), dtype
         compare(ways, asked.steps)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib
 import os
 import statistics
 import subprocess
@@ -167,6 +168,16 @@ def test_evaluation_and_conversion_load_neither_torch_nor_nnunet():
 # ---- the roof
 
 SAMNN = [Path(sys.executable).parent / "samnn"]
+
+
+@pytest.mark.parametrize("path", sorted((HOUSE / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_import_what_is_there(path: Path):
+    """They need packages that are not installed here, so nothing else starts them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("samnn"):
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not missing, f"{node.module} has no {', '.join(missing)}"
 
 
 def test_help_is_quick_and_imports_nothing_heavy(capsys):
