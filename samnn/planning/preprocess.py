@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-import nnunetv2
-from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-    extract_fingerprint_dataset,
-    plan_experiment_dataset,
-    preprocess_dataset,
-)
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from samnn.errors import SamnnError
@@ -29,22 +24,20 @@ def preprocess(folder: Path, base: str) -> None:
     """Make the fingerprint, the plans `base` and the data of their 2d configuration, each unless it is there.
 
     Raises:
-        SamnnError: the plans are missing and none that nnU-Net makes.
+        SamnnError: the plans are missing and none that nnU-Net makes; one of its commands failed.
     """
-    number = int(folder.name[7:10])
+    number = str(int(folder.name[7:10]))
     if not (folder / "dataset_fingerprint.json").is_file():
-        extract_fingerprint_dataset(number, check_dataset_integrity=True)
+        _run("extract_fingerprint", "-d", number, "--verify_dataset_integrity")
     plans = folder / f"{base}.json"
     if not plans.is_file():
         if base not in PLANNERS:
             raise SamnnError(
                 f"{plans}: does not exist, and --preprocess makes {', '.join(PLANNERS)} alone. Plan it yourself."
             )
-        package = str(Path(nnunetv2.__path__[0], "experiment_planning"))
-        planner = recursive_find_python_class(package, PLANNERS[base], "nnunetv2.experiment_planning")
-        plan_experiment_dataset(number, planner)
+        _run("plan_experiment", "-d", number, "-pl", PLANNERS[base])
     if not is_preprocessed(folder, base):
-        preprocess_dataset(number, base, configurations=(PARENT,), num_processes=[8])
+        _run("preprocess", "-d", number, "-plans_name", base, "-c", PARENT)
 
 
 def is_preprocessed(folder: Path, base: str) -> bool:
@@ -56,3 +49,10 @@ def is_preprocessed(folder: Path, base: str) -> bool:
         return bool(infer_dataset_class(str(data)).get_identifiers(str(data)))
     except (AssertionError, KeyError):  # an empty folder, or files of others
         return False
+
+
+def _run(step: str, *arguments: str) -> None:
+    """A command of nnU-Net's, in a process of its own: its pools must not be forked from one that has used torch."""
+    command = [str(Path(sys.executable).with_name(f"nnUNetv2_{step}")), *arguments]
+    if subprocess.run(command).returncode:
+        raise SamnnError(f"nnUNetv2_{step} {' '.join(arguments)} failed; what it printed says why.")
