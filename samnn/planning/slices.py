@@ -24,7 +24,7 @@ class Slices:
 
     def covering(self, multiple: int) -> tuple[int, int]:
         """Sides, multiples of `multiple`, of a patch that holds the slices of 95 % of the cases whole."""
-        sides = np.percentile(self.sides, COVERED, axis=0, method="higher")
+        sides = np.percentile(self.sides, COVERED, axis=0, method="inverted_cdf")
         height, width = (-(-int(side) // multiple) * multiple for side in sides)
         return height, width
 
