@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,13 +35,18 @@ class Count:
 def count(
     architecture: Mapping[str, Any], channels: int, classes: int, patch: tuple[int, int], *, outputs: int = 1
 ) -> Count:
-    """Count what a training step of the network in `architecture` (as plans write it) takes.
+    """Count what a training step of the network in `architecture` (as plans write it) takes: seconds, once.
 
     patch: pixels (height, width); classes: maps of the network; outputs: maps of deep supervision, 1 for none. Attention
     is counted as kept by fused kernels, which do not keep scores.
     """
-    arguments = {**architecture["arch_kwargs"]}
-    imports = architecture["_kw_requires_import"]
+    return _count(json.dumps(architecture), channels, classes, tuple(patch), outputs)
+
+
+@functools.cache
+def _count(written: str, channels: int, classes: int, patch: tuple[int, int], outputs: int) -> Count:
+    architecture = json.loads(written)
+    arguments, imports = architecture["arch_kwargs"], architecture["_kw_requires_import"]
     with torch.device("meta"):
         network = get_network_from_plans(
             architecture["network_class_name"],

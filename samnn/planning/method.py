@@ -71,7 +71,6 @@ class Method:
     slices: Slices
     wishes: Wishes
     measured: dict[Choice, Cost | None] = field(default_factory=dict)  # None: out of memory
-    _counts: dict[tuple[Any, ...], Count] = field(default_factory=dict)
 
     def choose(self) -> Choice:
         """The best candidate that fits into memory.
@@ -115,17 +114,9 @@ class Method:
 
     def count(self, choice: Choice) -> Count:
         """What a picture of it keeps and computes."""
-        key = (choice.patch, choice.image_size, choice.saving)
-        if key not in self._counts:
-            planned = self.trainer.planned
-            self._counts[key] = count(
-                self.architecture(choice),
-                self.channels,
-                self.classes,
-                choice.patch,
-                outputs=planned.outputs if self.trainer.deep_supervision else 1,
-            )
-        return self._counts[key]
+        planned = self.trainer.planned
+        outputs = planned.outputs if self.trainer.deep_supervision else 1
+        return count(self.architecture(choice), self.channels, self.classes, choice.patch, outputs=outputs)
 
     def configuration(self, choice: Choice) -> dict[str, Any]:
         """As the plans have it; nnU-Net fills in the rest from its parent."""
