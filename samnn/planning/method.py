@@ -150,12 +150,8 @@ class Method:
     @property
     def backbone(self) -> str:
         """The one asked for, or the trainer's default."""
-        asked = [name for name in self.wishes.backbones if name in backbones(self.trainer)]
-        if len(asked) > 1:
-            raise SamnnError(
-                f"--backbone {' and '.join(asked)} are both of {self.trainer.planned.configuration}: name one of them."
-            )
-        return asked[0] if asked else self.trainer.backbone
+        asked = (name for name in self.wishes.backbones if name in backbones(self.trainer))
+        return next(asked, self.trainer.backbone)
 
     def sizes(self) -> list[tuple[tuple[int, int], tuple[int, int] | None]]:
         """(patch, image size), largest first."""

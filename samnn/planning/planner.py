@@ -171,6 +171,11 @@ def chosen_trainers(only: Collection[str], wishes: Wishes) -> list[type[SamnnTra
         if backbone not in known:
             there = f"there are {', '.join(known)}" if known else "they have none to choose"
             raise SamnnError(f"--backbone {backbone}: not one of the planned methods'; {there}.")
+    for trainer in trainers:
+        asked = [name for name in wishes.backbones if name in backbones(trainer)]
+        if len(asked) > 1:
+            said = " and ".join(asked)
+            raise SamnnError(f"--backbone {said}: both of {trainer.planned.configuration}. Name one of them.")
     if wishes.rank is not None and not any(map(takes_rank, trainers)):
         raise SamnnError("--rank: none of the planned methods has LoRA.")
     if wishes.image_size is not None and not any(trainer.planned.resizes for trainer in trainers):
