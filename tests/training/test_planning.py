@@ -364,10 +364,8 @@ def test_any_kind_of_dataset_gets_configurations_that_build(
     }
     (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans))
 
-    methods = ("enet", "samed") if len(channels) == 4 else ("enet", "sam2unet")
-    backbone = "sam_vit_b" if "samed" in methods else "sam2_hiera_t"
-    chosen = [word for name in methods for word in ("--only", name)]
-    plan("-d", number, "--gpu-memory-gb", 40, "--backbone", backbone, *chosen)
+    methods = ("enet", "samed") if len(channels) == 4 else ("enet",)
+    plan("-d", number, "--gpu-memory-gb", 40, *(word for name in methods for word in ("--only", name)))
     manager = PlansManager(str(preprocessed / "samnnPlans.json"))
     in_plane = [side for i, side in enumerate(shape) if i != axis]
     for name in methods:
