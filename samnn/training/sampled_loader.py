@@ -113,12 +113,12 @@ class SampledLoader(nnUNetDataLoader):
             box = super().get_bbox(data_shape, force_fg, class_locations)
         else:
             first = None if force_fg else self._free_place(case, data_shape, class_locations, acceptance)
-            if first is None:
-                drawn = self._draw_class(class_locations)
-                self._forced[drawn] += force_fg
-                box = super().get_bbox(data_shape, True, class_locations, self.classes[drawn])
-            else:
-                box = first, [f + size for f, size in zip(first, self.patch_size, strict=True)]
+            if first is not None:
+                self._labels.append(self._looked_at)
+                return first, [f + size for f, size in zip(first, self.patch_size, strict=True)]
+            drawn = self._draw_class(class_locations)
+            self._forced[drawn] += force_fg
+            box = super().get_bbox(data_shape, True, class_locations, self.classes[drawn])
         self._labels.append(self._labels_in(case, box[0]))
         return box
 
@@ -141,8 +141,10 @@ class SampledLoader(nnUNetDataLoader):
                 occupied=self.occupancy.occupied_layers(case),
                 block=self.occupancy.block,
             )
+        # What is looked at last is the place taken, or, where that needed no look, a place as empty as it.
+        self._looked_at = np.zeros_like(self.class_bits[0])
         if not self.has_ignore:
-            return places.draw(acceptance, lambda place: self._labels_in(case, place).any())
+            return places.draw(acceptance, lambda place: self._has_foreground(case, place))
         annotated = class_locations[self.annotated_classes_key]
         for _ in range(MOST_DRAWS):
             voxel = annotated[random.randrange(len(annotated))][1:]
@@ -150,9 +152,13 @@ class SampledLoader(nnUNetDataLoader):
                 max(r[0], int(v) - size // 2)
                 for r, v, size in zip(places.ranges, voxel, self.patch_size, strict=True)
             ]
-            if self._labels_in(case, place).any() or random.random() < acceptance:
+            if self._has_foreground(case, place) or random.random() < acceptance:
                 return place
         return None
+
+    def _has_foreground(self, case: str, place: Sequence[int]) -> bool:
+        self._looked_at = self._labels_in(case, place)
+        return bool(self._looked_at.any())
 
     def _labels_in(self, case: str, place: Sequence[int]) -> np.ndarray:
         first = [p + m for p, m in zip(place, self.margin, strict=True)]
