@@ -44,7 +44,9 @@ def run(environment: dict[str, str], name: str, *args: object) -> None:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
 
 
-def prepare(source: Path, work: Path, n_training: int | None, configuration: str) -> dict[str, str]:
+def prepare(
+    source: Path, work: Path, n_training: int | None, configuration: str, batch_size: int | None
+) -> dict[str, str]:
     """Link the first training cases and all test cases, plan and preprocess; → the environment of all that follows."""
     plugins = Path(__file__).resolve().parents[1] / "plugins"
     folders = {name: str(work / name) for name in FOLDERS}
@@ -71,7 +73,12 @@ def prepare(source: Path, work: Path, n_training: int | None, configuration: str
     (raw / "dataset.json").write_text(json.dumps(content))
     number = source.name[7:10]
     run(environment, "nnUNetv2_plan_and_preprocess", "-d", number, "-c", configuration, "-np", 1, "-npfp", 1)
-    (work / "nnUNet_preprocessed" / source.name / "prepared").touch()
+    preprocessed = work / "nnUNet_preprocessed" / source.name
+    if batch_size is not None:
+        plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+        plans["configurations"][configuration]["batch_size"] = batch_size
+        (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans, indent=4))
+    (preprocessed / "prepared").touch()
     return environment
 
 
@@ -111,18 +118,19 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=50, help="per epoch")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--training-cases", type=int, help="the first so many; default: all")
+    parser.add_argument("--batch-size", type=int, help="instead of that of nnU-Net's plans")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     asked = parser.parse_args()
     asked.work = asked.work.resolve()
     sources = [next(asked.data.glob(f"Dataset{number}_*")) for number in asked.dataset]
     for source in sources:
-        prepare(source, asked.work, asked.training_cases, asked.configuration)
+        prepare(source, asked.work, asked.training_cases, asked.configuration, asked.batch_size)
 
     def one(experiment: tuple[Path, int, str]) -> pd.DataFrame:
         source, seed, variant = experiment
         trainer = f"nnUNetTrainer{asked.network}{variant}_{asked.epochs}epochs_{asked.iters}iters_seed{seed}"
-        environment = prepare(source, asked.work, asked.training_cases, asked.configuration)
+        environment = prepare(source, asked.work, asked.training_cases, asked.configuration, asked.batch_size)
         found = dice(source, asked.work, environment, trainer, asked.configuration, asked.device)
         found = found.assign(mean=found.mean(axis=1))
         print(f"{source.name} {trainer}: {found.mean().round(4).to_dict()}", flush=True)
@@ -143,8 +151,9 @@ def show(source: Path, asked: argparse.Namespace, dices: dict[tuple[str, int], p
     """Print mean Dice by class, and the differences from the first variant, paired by case and seed."""
     table = pd.DataFrame({which: found.mean() for which, found in dices.items()}).T
     n_cases, first = len(next(iter(dices.values()))), next(iter(dices))[0]
-    n_iterations = asked.epochs * asked.iters
-    print(f"\n{source.name}, {asked.configuration}, {n_iterations} iterations, {n_cases} cases: Dice")
+    batch = f" of {asked.batch_size}" if asked.batch_size else ""
+    run = f"{asked.network}, {asked.configuration}, {asked.epochs * asked.iters} iterations{batch}"
+    print(f"\n{source.name}, {run}, {n_cases} cases: Dice")
     print(table.rename_axis(["variant", "seed"]).round(4).to_string())
     print(f"\nminus {first}, mean over classes: of all cases and seeds, of each seed, cases that gain")
     for variant in dict.fromkeys(variant for variant, _ in dices):
