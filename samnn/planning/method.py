@@ -58,7 +58,6 @@ class Cost:
 
     peak_bytes: float
     seconds: float
-    measured: bool = False
 
 
 @dataclass

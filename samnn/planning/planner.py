@@ -140,7 +140,7 @@ class SamnnPlanner(ExperimentPlanner):
             plans = {**self.base_plans, "plans_name": self.plans_identifier}
             plans["configurations"] = {**plans["configurations"], name: method.configuration(choice)}
             step = real_step(method.trainer, plans, name, self.dataset_json, self.measure_on)
-            method.measured[choice] = step and Cost(step.peak_bytes, step.seconds, measured=True)
+            method.measured[choice] = step and Cost(step.peak_bytes, step.seconds)
         return method.cost(choice)
 
     def _measured_choice(self, method: Method) -> Choice:
