@@ -130,7 +130,7 @@ class BatchedPredictor(nnUNetPredictor):
                     if self.on_tiles is not None:
                         self.on_tiles(n_done, len(tiles) * len(folds))
         logits = canvas.finished()
-        if not bool(torch.isfinite(logits.sum(dtype=torch.float64))):
+        if not bool(torch.isfinite(canvas.sums.sum(dtype=torch.float64))):
             used = "float32" if self.dtype is None else str(self.dtype).removeprefix("torch.")
             raise SamnnError(
                 f"The network's logits are not finite in {used}. "
