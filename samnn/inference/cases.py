@@ -56,17 +56,19 @@ def find_cases(
     out: Path,
     *,
     file_ending: str,
-    n_channels: int,
+    n_channels: int | None,
     previous: Path | None,
     part: tuple[int, int] = (0, 1),
 ) -> list[Case]:
     """The cases of a folder: `NAME_0000.ending`, `NAME_0001.ending`, one file per channel of the model.
 
+    n_channels: None for colour pictures, which hold all channels in one file.
     part: (which, of how many), to share a folder between several commands.
 
     Raises:
         SamnnError: there are none; channels or label maps of the stage before are missing.
     """
+    wanted = list(range(n_channels or 1))
     if not images.is_dir():
         raise SamnnError(f"{images}: is no folder. Name the folder of the images.")
     pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(file_ending)}")
@@ -76,13 +78,13 @@ def find_cases(
             found.setdefault(match[1], {})[int(match[2])] = path
     if not found:
         raise SamnnError(
-            f"{images}: holds no image named CASE_0000{file_ending}. The model wants {n_channels} such file(s) a case, "
+            f"{images}: holds no image named CASE_0000{file_ending}. The model wants {len(wanted)} such file(s) a case, "
             "numbered by channel."
         )
     problems = [
-        f"{name}: has channels {sorted(files)}, the model wants {list(range(n_channels))}"
+        f"{name}: has channels {sorted(files)}, the model wants {wanted}"
         for name, files in found.items()
-        if sorted(files) != list(range(n_channels))
+        if sorted(files) != wanted
     ]
     maps = {name: previous and previous / f"{name}{file_ending}" for name in found}
     problems += [f"{path}: not found" for path in maps.values() if path is not None and not path.is_file()]
@@ -120,8 +122,7 @@ def estimate(predictor: BatchedPredictor, cases: Sequence[Case]) -> Estimate:
         predicted = math.prod(math.ceil(n * mm / new) for n, mm, new in zip(shape, now, wanted, strict=True))
         twice = 1 + (len(cases) > 1)
         needed = 4 * predicted * (twice * n_classes + 3 * len(case.images)) + 12 * math.prod(shape)
-        if needed > largest:
-            largest, name = needed, case.name
+        largest, name = max((largest, name), (needed, case.name))
     return Estimate(name, largest, hardware.free_memory_bytes(torch.device("cpu")))
 
 

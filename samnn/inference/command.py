@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from rich.console import Console
 from rich.progress import (
@@ -90,8 +91,9 @@ def predict_folder(asked: Asked) -> None:
     n_channels = determine_num_input_channels(
         predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
     )
+    in_colour = predictor.plans_manager.image_reader_writer_class is NaturalImage2DIO
     cases = find_cases(
-        asked.images, asked.out, file_ending=ending, n_channels=n_channels - n_labels, previous=asked.previous,
+        asked.images, asked.out, file_ending=ending, n_channels=None if in_colour else n_channels - n_labels, previous=asked.previous,
         part=asked.part,
     )  # fmt: skip
     found = len(cases)
@@ -104,8 +106,9 @@ def predict_folder(asked: Asked) -> None:
     )
     if not cases:
         return
-    needs = estimate(predictor, cases)
-    console.print(("warning: " if needs.needed > needs.free else "") + str(needs))
+    if not in_colour:  # those are small
+        needs = estimate(predictor, cases)
+        console.print(("warning: " if needs.needed > needs.free else "") + str(needs))
     if asked.dry_run:
         console.print("\n".join(case.name for case in cases), highlight=False)
         return

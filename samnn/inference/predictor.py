@@ -123,7 +123,7 @@ class BatchedPredictor(nnUNetPredictor):
         with exact_products(self.dtype, self.device):
             for weights in folds:
                 self._load(weights)
-                predictions = self._in_batches if self.device.type == "cuda" else self._side_by_side
+                predictions = self._side_by_side if self.device.type == "cpu" else self._in_batches
                 for logits in predictions(padded, tiles):
                     canvas.add(logits)
                     n_done += len(logits)
