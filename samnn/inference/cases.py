@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +139,7 @@ def predict_cases(
     """Predict the cases and write their files beside `dataset.json` and `plans.json`, as nnUNetv2_predict does.
 
     Threads of this process preprocess the cases to come and export those that are done. They wait for each other so
-    that memory holds one preprocessed case a thread, and logits of no more than a share of the free memory.
+    that memory holds one preprocessed case a thread and one more, and logits of no more than a share of the free memory.
 
     Args:
         on_tiles: called while a case is predicted. on_case: called with the name of each case that is written.
@@ -157,7 +157,7 @@ def predict_cases(
     problems: list[str] = []
     exports: dict[Future[None], tuple[Case, int]] = {}
 
-    def collect(done: Sequence[Future[None]]) -> None:
+    def collect(done: Iterable[Future[None]]) -> None:
         for future in done:
             case, _ = exports.pop(future)
             if (error := future.exception()) is not None:
@@ -169,7 +169,7 @@ def predict_cases(
         try:
             waiting, ahead = deque(cases), deque()
             while waiting or ahead:
-                while waiting and len(ahead) <= n_before - 1 + (predictor.device.type == "cuda"):
+                while waiting and len(ahead) <= n_before:
                     case = waiting.popleft()
                     ahead.append((case, before.submit(preprocess, predictor, case)))
                 case, future = ahead.popleft()

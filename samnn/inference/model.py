@@ -133,8 +133,8 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
     except Exception as error:  # torch raises most things, depending on what is wrong
         said = str(error)
-        if "Unsupported global" in said or "weights_only" in said:
-            found = said.partition("GLOBAL ")[2].split(" ")[0] or "other objects"
+        if "GLOBAL " in said:
+            found = said.partition("GLOBAL ")[2].split()[0]
             raise SamnnError(
                 f"{path}: holds {found} besides tensors and numbers. Such files can run code when they are read. If you "
                 "know where it comes from, add --trust."

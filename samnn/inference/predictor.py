@@ -90,7 +90,7 @@ class BatchedPredictor(nnUNetPredictor):
 
     def manual_initialization(self, network: nn.Module, *args: Any, **kwargs: Any) -> None:
         """nnU-Net's hook; a compiled or distributed network is taken out of its wrapper."""
-        super().manual_initialization(_bare(network), *args, **kwargs)
+        super().manual_initialization(bare(network), *args, **kwargs)
         self._loaded = self._bytes_per_tile = None
 
     def predict_logits_from_preprocessed_data(self, data: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def mirrored_mean(network: nn.Module, image: Tensor, mirrors: Mirrors, *, at_onc
     return total if enlarge is None else enlarge(total)
 
 
-def _bare(network: nn.Module) -> nn.Module:
+def bare(network: nn.Module) -> nn.Module:
     """The network inside DDP and torch.compile wrappers."""
     if isinstance(network, nn.parallel.DistributedDataParallel):
         network = network.module
