@@ -21,7 +21,7 @@ KINDS = {
     "2d": {"configuration": "2d"},
     "2d_two_folds": {"configuration": "2d", "folds": (0, 1)},
     "3d": {"configuration": "3d_fullres"},
-    "3d_regions_two_folds": {"configuration": "3d_fullres", "labels": REGIONS, "folds": (0, 1)},
+    "3d_regions": {"configuration": "3d_fullres", "labels": REGIONS},
     "cascade": {"configuration": "3d_fullres", "previous_stage": "3d_lowres"},
     "one_mirror": {"configuration": "2d", "mirrored": (1,)},
 }
@@ -33,15 +33,21 @@ def predictor(folder: Path, folds: tuple[int, ...] = (0,), **options: object) ->
     return ours
 
 
-def image(channels: int = 1, seed: int = 0) -> torch.Tensor:
-    return torch.randn(channels, 20, 41, 35, generator=torch.Generator().manual_seed(seed))
+def image(dims: int = 2, channels: int = 1) -> torch.Tensor:
+    """Noise of several patches along each of the axes of the patch."""
+    shape = (4, 41, 35) if dims == 2 else (18, 25, 22)
+    return torch.randn(channels, *shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def dims(kind: str) -> int:
+    return 2 if KINDS[kind]["configuration"] == "2d" else 3
+
+
+@pytest.mark.parametrize("kind", ["2d_two_folds", "3d_regions", "cascade", "one_mirror"])
 def test_logits_are_those_of_an_exact_float32_prediction(kind: str, tmp_path: Path) -> None:
     folds = KINDS[kind].get("folds", (0,))
     folder = write_model(tmp_path / "model", **KINDS[kind])
-    given = image(3 if kind == "cascade" else 1)
+    given = image(dims(kind), 3 if kind == "cascade" else 1)
     expected = exact_logits(folder, given, folds)
     found = predictor(folder, folds).predict_logits_from_preprocessed_data(given)
     assert found.dtype == torch.float32 and found.shape == expected.shape
@@ -53,7 +59,7 @@ def test_voxels_differ_from_the_stock_predictor_only_where_its_rounding_decides(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     folder = write_model(tmp_path / "model", **KINDS[kind])
-    given = image()
+    given = image(dims(kind))
     stock = nnUNetPredictor(device=CPU, allow_tqdm=False, perform_everything_on_device=False)
     stock.initialize_from_trained_model_folder(str(folder), (0,))
     theirs = stock.predict_logits_from_preprocessed_data(given).float()
@@ -71,12 +77,12 @@ def test_voxels_differ_from_the_stock_predictor_only_where_its_rounding_decides(
 
 def test_an_image_smaller_than_the_patch_is_padded_as_by_the_stock_predictor(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", "3d_fullres")
-    given = image()[:, :9, :12, :40]
+    given = image(3)[:, :9, :12]
     stock = nnUNetPredictor(device=CPU, allow_tqdm=False, perform_everything_on_device=False)
     stock.initialize_from_trained_model_folder(str(folder), (0,))
     theirs = stock.predict_logits_from_preprocessed_data(given).float()
     ours = predictor(folder).predict_logits_from_preprocessed_data(given)
-    assert ours.shape == theirs.shape == (3, 9, 12, 40)
+    assert ours.shape == theirs.shape == (3, 9, 12, 22)
     assert (ours - theirs).abs().median() < 1e-3 * ours.std()
 
 
@@ -116,11 +122,11 @@ def test_logits_averaged_before_they_are_enlarged_are_the_same() -> None:
         expected = sum(network(picture.flip(m)).flip(m) for m in mirrors) / 4
         for at_once in (1, 3, 4):
             found = mirrored_mean(network, picture, mirrors, at_once=at_once)
-            assert (found - expected).abs().max() < 1e-5 * expected.std()
+            assert (found - expected).abs().max() < 1e-4 * expected.std()
         network.register_forward_hook(lambda module, given, logits: logits.abs())  # as a CRF: not linear
         expected = sum(network(picture.flip(m)).flip(m) for m in mirrors) / 4
         found = mirrored_mean(network, picture, mirrors)
-        assert (found - expected).abs().max() < 1e-5 * expected.std()
+        assert (found - expected).abs().max() < 1e-4 * expected.std()
 
 
 def test_a_voxel_of_overlapping_tiles_is_their_weighted_mean() -> None:
