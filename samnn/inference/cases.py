@@ -113,7 +113,10 @@ def estimate(predictor: BatchedPredictor, cases: Sequence[Case]) -> Estimate:
     spacing = list(predictor.configuration_manager.spacing)
     largest, name = 0, ""
     for case in cases:
-        grid = read_grid(case.images[0])
+        try:
+            grid = read_grid(case.images[0])
+        except SamnnError:  # said when its turn comes; the others are predicted
+            continue
         ours = ((*grid.shape, 1)[:3])[::-1]  # nnU-Net's order
         now = ((*grid.spacing_mm, 1.0)[:3])[::-1]
         order = predictor.plans_manager.transpose_forward
@@ -148,6 +151,7 @@ def predict_cases(
         Problems: some cases failed, each with its cause; the others are written.
     """
     for folder in {case.target.parent for case in cases}:
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "dataset.json", predictor.dataset_json)
         write_json(folder / "plans.json", predictor.plans_manager.plans)
     n_cores = cpu.cores()

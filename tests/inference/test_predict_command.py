@@ -13,7 +13,7 @@ from tiny_models import REGIONS, write_images, write_model
 from typer.testing import CliRunner, Result
 
 from samnn.cli import app
-from samnn.io import read_grid, read_labels, write_volume
+from samnn.io import Volume, read_grid, read_labels, read_volume, write_volume
 
 
 def predict(*args: object, ok: bool = True) -> Result:
@@ -78,8 +78,6 @@ def test_a_cascade_asks_for_the_stage_before_and_takes_it(tmp_path: Path) -> Non
     assert "label maps of 3d_lowres" in str(predict(*arguments, ok=False).exception)
     previous.mkdir()
     image = images / "case_0_0000.nii.gz"
-    from samnn.io import Volume, read_volume
-
     volume = read_volume(image)
     write_volume(previous / "case_0.nii.gz", Volume((volume.voxels > 110).astype(np.uint8), volume.grid))
     predict(*arguments, "-prev_stage_predictions", previous)
@@ -112,11 +110,8 @@ def test_a_case_that_fails_is_named_with_its_cause_and_the_others_are_written(tm
         tmp_path / "out",
     )
     damaged = images / "case_1_0000.nii.gz"
-    shutil.copyfile(damaged, tmp_path / "whole.nii.gz")
-    volume = damaged.read_bytes()
-    done = None
-    # the header is fine, the voxels are not: found while preprocessing, not before
-    damaged.write_bytes(volume[:2000] + b"\0" * 500 + volume[2500:])
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:2000] + b"\0" * 500 + whole[2500:])
     done = predict("-i", images, "-o", out, "-m", model, ok=False)
     assert done.exit_code == 1
     assert "1 of 3 cases failed" in str(done.exception)

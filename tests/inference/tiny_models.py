@@ -50,7 +50,7 @@ def write_model(
     plans = {
         "dataset_name": "Dataset501_Tiny", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
         "label_manager": "LabelManager", "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
-        "configurations": {configuration: settings}, "foreground_intensity_properties_per_channel": {},
+        "configurations": {configuration: settings}, "foreground_intensity_properties_per_channel": {"0": {}},
     }  # fmt: skip
     if previous_stage is not None:
         plans["configurations"][previous_stage] = settings | {"previous_stage": None}
