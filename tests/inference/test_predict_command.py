@@ -46,8 +46,8 @@ def differing(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> flo
     ("kind", "folds"),
     [
         ({"configuration": "2d"}, (0, 1)),
-        ({"configuration": "3d_fullres"}, (0,)),
-        ({"configuration": "3d_fullres", "labels": REGIONS}, (0,)),
+        ({"configuration": "3d_fullres", "mirrored": (1,)}, (0,)),
+        ({"configuration": "3d_fullres", "mirrored": (0,), "labels": REGIONS}, (0,)),
     ],
     ids=["2d_two_folds", "3d", "regions"],
 )
@@ -72,7 +72,7 @@ def test_label_maps_are_those_of_the_stock_command(
 
 
 def test_a_cascade_asks_for_the_stage_before_and_takes_it(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model", "3d_fullres", previous_stage="3d_lowres")
+    model = write_model(tmp_path / "model", "3d_fullres", previous_stage="3d_lowres", mirrored=(0,))
     images, previous = write_images(tmp_path / "images"), tmp_path / "previous"
     arguments = ("-i", images, "-o", tmp_path / "ours", "-m", model)
     assert "label maps of 3d_lowres" in str(predict(*arguments, ok=False).exception)

@@ -103,7 +103,7 @@ def write_images(folder: Path, n: int = 1, *, spacing_mm: tuple[float, ...] = (1
     """Noise of (x, y, z) voxels that have to be resampled, at an odd place in the patient."""
     folder.mkdir(parents=True)
     for i in range(n):
-        shape = (37, 30 + i, 14)
+        shape = (26, 22 + i, 12)
         voxels = np.random.default_rng(i).normal(100, 20, shape).astype(np.float32)
         grid = Grid(shape, spacing_mm, (-12.5, 40.0, 7.25), (0, 1, 0, -1, 0, 0, 0, 0, 1))
         write_volume(folder / f"case_{i}_0000.nii.gz", Volume(voxels, grid))
