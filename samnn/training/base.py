@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -14,6 +18,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from samnn import __version__
 from samnn.atomic import write_json
 from samnn.errors import SamnnError
+from samnn.inference import BatchedPredictor
+from samnn.inference.export import export_prediction_from_logits
 from samnn.training.loaders import SeededLoaders
 from samnn.training.randomness import seed_all
 from samnn.training.resume import Resumable
@@ -150,8 +156,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
             self._write_settings()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's hook, in the precision of the training steps."""
-        with self.own_precision():
+        """nnU-Net's hook, with our predictor and export in the place of its own, in the precision of training steps."""
+        with _our_prediction(self.autocast_dtype()):
             super().perform_actual_validation(save_probabilities)
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -217,6 +223,18 @@ _NNUNET_NAMES = {
     "decay": "weight_decay",
     "deep_supervision": "enable_deep_supervision",
 }
+
+
+@contextmanager
+def _our_prediction(precision: torch.dtype | None) -> Iterator[None]:
+    """nnU-Net's validation names its predictor and its export in its own module: there ours take their place."""
+    theirs = host.nnUNetPredictor, host.export_prediction_from_logits
+    host.nnUNetPredictor = partial(BatchedPredictor, precision=precision)
+    host.export_prediction_from_logits = export_prediction_from_logits
+    try:
+        yield
+    finally:
+        host.nnUNetPredictor, host.export_prediction_from_logits = theirs
 
 
 def _loss_name(loss: Any) -> str:
