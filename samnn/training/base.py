@@ -21,6 +21,7 @@ from samnn.errors import SamnnError
 from samnn.inference import BatchedPredictor
 from samnn.inference.export import export_prediction_from_logits
 from samnn.training.loaders import SeededLoaders
+from samnn.training.planned import Planned
 from samnn.training.randomness import seed_all
 from samnn.training.resume import Resumable
 from samnn.training.steps import GuardedSteps
@@ -39,6 +40,7 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
     decay: float | None = None  # weight decay; nnU-Net: 3e-5
     deep_supervision: bool | None = None  # nnU-Net: True
     spatial_dims: ClassVar[tuple[int, ...]] = (2, 3)  # patches the network can take
+    planned: ClassVar[Planned | None] = None  # the configuration that `samnn plan` makes for it
     suffixes: ClassVar[
         tuple[Any, ...]
     ] = ()  # name options of this architecture alone (samnn.training.variants.Option)
@@ -177,6 +179,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
             name: {"value": value, "source": self._source(origin)} for name, (value, origin) in rows.items()
         }
         plans = f"plans {self.plans_manager.plans_name}, configuration {self.configuration_name}"
+        if self.micro_batch == "auto" and self.planned_micro_batch() is not None:
+            settings["micro_batch"]["source"] = plans
         settings["batch_size"] = {"value": self.batch_size, "source": plans}
         settings["patch_size"] = {"value": list(self.configuration_manager.patch_size), "source": plans}
         return settings

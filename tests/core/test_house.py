@@ -109,7 +109,7 @@ FORBIDDEN = {
     "samnn.demo": (),
     "samnn.doctor": (),
     "samnn.doctor_job": (),
-    "samnn.planning": (*ROOM, *ROOF),
+    "samnn.planning": (*ROOM, *(one for one in ROOF if one != "samnn.planning")),
     "samnn.inference": (*ROOM, *ROOF, *TRAINING),
     "samnn.dataset_conversion": (*ROOF, *NETWORKS, "samnn.plugins", "samnn.evaluation3d"),
     "samnn.evaluation3d": (*ROOF, *NETWORKS, "samnn.plugins", "samnn.dataset_conversion"),
