@@ -79,7 +79,9 @@ def refuse_overlap(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def new_dataset(target: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[RawDataset]:
+def new_dataset(
+    target: Path, *, overwrite: bool = False, resume: bool = False, file_ending: str = ".nii.gz"
+) -> Iterator[RawDataset]:
     """Yield a dataset to fill; it appears at `target` when the block ends without error, whole or not at all.
 
     With `resume`, the dataset yielded holds what an earlier block has put into it before an error or a kill.
@@ -90,7 +92,7 @@ def new_dataset(target: Path, *, overwrite: bool = False, resume: bool = False) 
     with only_writer(target.with_name(_number(target))):
         _refuse_taken_id(target)
         with whole_folder(target, overwrite=overwrite, resume=resume) as folder:
-            yield RawDataset(folder)
+            yield RawDataset(folder, file_ending)
 
 
 def _number(target: Path) -> str:
