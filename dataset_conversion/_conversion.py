@@ -40,8 +40,7 @@ def convert(
     target: Path,
     job: Job,
     conversion: Mapping[str, Any],
-    names: LabelNames | None = None,
-    regions: Sequence[str] = (),
+    names: Callable[[set[int]], LabelNames] = names_for,
     channels: Sequence[str] | None = None,
     splits: _splits.Splits | None = None,
     remarks: Sequence[str] = (),
@@ -51,8 +50,8 @@ def convert(
 ) -> None:
     """Inspect each case (`inspect(case, *arguments)`), write those that fit, print the report.
 
-    Without `names` and `channels`, the values and channels found get names. Without `splits`, folds keep patients
-    together where cases name theirs.
+    `names` gives names to the values found in all masks. Without `channels`, those found get names. Without `splits`,
+    folds keep patients together where cases name theirs.
 
     Raises:
         SamnnError: nothing can be written.
@@ -64,8 +63,8 @@ def convert(
     plans.sort(key=lambda plan: plan.name)
     if not plans:
         raise Problems(f"Nothing was converted, all {len(refused)} cases are refused:", flat(refused))
-    names = names or names_for({value for plan in plans for value in plan.values}, regions)
-    plans = _fitting(plans, names, channels, refused, colours_mix=file_ending == ".png")
+    label_names = names({value for plan in plans for value in plan.values})
+    plans = _fitting(plans, label_names, channels, refused, colours_mix=file_ending == ".png")
     for plan in plans:
         for path in plan.sources:
             _layout.refuse_overlap(path, target)
@@ -91,14 +90,14 @@ def convert(
     entries, outcome = {}, f"{len(plans)} cases checked, nothing written"
     if not job.dry_run:
         dataset = dataset_type(
-            plans, names, channels, splits, refused, link, dict(conversion), file_ending=file_ending
+            plans, label_names, channels, splits, refused, link, dict(conversion), file_ending=file_ending
         )
         entries = dataset.write(
             target, workers=job.n_workers, overwrite=job.overwrite, skip_refused=job.skip_refused
         )
-        outcome = f"{len(entries)} cases written to {target}"
+        splits, outcome = dataset.splits, f"{len(entries)} cases written to {target}"
     # printed last: a table that nobody takes must not cost the dataset
-    print_report(plans, entries, names, splits, refused, [*remarks, outcome])
+    print_report(plans, entries, label_names, splits, refused, [*remarks, outcome])
     if refused:
         raise typer.Exit(1)
 

@@ -125,8 +125,8 @@ class Plan:
             entry["mask"] = {"how": how(because), "because": because}
         return entry
 
-    def write(self, dataset: RawDataset, names: LabelNames, link: bool) -> dict[str, Any]:
-        """Write its files and return its entry in conversion.json."""
+    def write(self, dataset: RawDataset, names: LabelNames, *, n_channels: int, link: bool) -> dict[str, Any]:
+        """Write its files and return its entry in conversion.json; the number of channels is its own."""
         return write(self, dataset.folder, names, link)
 
 

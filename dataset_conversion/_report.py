@@ -16,7 +16,7 @@ from ._label_names import LabelNames
 from ._splits import Splits
 from ._writing import Plan
 
-MOST_UNCHANGED_ROWS = 20  # of cases of which there is nothing to say
+MOST_ROWS_WITHOUT_NOTES = 20
 
 
 def print_report(
@@ -40,15 +40,15 @@ def print_report(
         image, mask = _actions(entries.get(plan.name) or plan.to_do(names))
         renamed = [] if plan.name == plan.called else [f"was {plan.called!r}"]
         notes = [*renamed, *plan.changes, *(f"ignored: {what}" for what in plan.ignored)]
-        if not notes and {image, mask} <= {"copied", "linked", "to copy", "none: test case"}:
+        if not notes:
             quiet += 1
-            if quiet > MOST_UNCHANGED_ROWS:
+            if quiet > MOST_ROWS_WITHOUT_NOTES:
                 continue
         new = sorted(names.new_values.get(value, value) for value in plan.values - {0})
         text = Text("; ".join(notes), style="yellow" if plan.changes else "")
         table.add_row(Text(plan.name), Text(image), Text(mask), ", ".join(map(str, new)), text)
-    if quiet > MOST_UNCHANGED_ROWS:
-        table.add_row("…", "", "", "", f"{quiet - MOST_UNCHANGED_ROWS} more cases that fit as they are")
+    if quiet > MOST_ROWS_WITHOUT_NOTES:
+        table.add_row("…", "", "", "", f"{quiet - MOST_ROWS_WITHOUT_NOTES} more cases without notes")
     for name, problems in sorted(refused.items()):
         table.add_row(Text(name), Text("refused", style="red"), "", "", Text("\n".join(problems)))
     try:

@@ -62,7 +62,9 @@ class Plan(Protocol):
     def to_do(self, names: LabelNames) -> dict[str, Any]:
         """How its images and mask will be made, in the form of its entry in conversion.json."""
 
-    def write(self, dataset: _layout.RawDataset, names: LabelNames, link: bool) -> dict[str, Any]:
+    def write(
+        self, dataset: _layout.RawDataset, names: LabelNames, *, n_channels: int, link: bool
+    ) -> dict[str, Any]:
         """Write its files and return its entry in conversion.json, with the size of each under `files`."""
 
 
@@ -94,7 +96,7 @@ class Dataset:
             entries = {name: entry for name in asked if (entry := _kept(dataset.folder, name, asked[name]))}
             waiting = [plan for plan in self.plans if plan.name not in entries]
             failed: dict[str, list[str]] = {}
-            arguments = (dataset, self.names, self.link)
+            arguments = (dataset, self.names, len(self.channel_names), self.link)
             for name, entry in each("Writing", _write, waiting, *arguments, workers=workers, refused=failed):
                 record = json.dumps({"asked": asked[name], "entry": entry})
                 (records / f"{name}.json").write_text(record, encoding="utf-8")  # half of one counts as none
@@ -137,14 +139,17 @@ class Dataset:
         dataset.finish(
             channel_names=self.channel_names,
             **self.names.description(),
-            conversion=self.conversion
-            | {
-                "samnn_version": __version__,
-                "values_renumbered": {str(old): new for old, new in self.names.changed.items()},
-                "refused": self.refused,
-                "cases": {name: entries[name] for name in sorted(entries)},
-            },
+            conversion=self.record(entries),
         )
+
+    def record(self, entries: dict[str, Any]) -> dict[str, Any]:
+        """What conversion.json says."""
+        return self.conversion | {
+            "samnn_version": __version__,
+            "values_renumbered": {str(old): new for old, new in self.names.changed.items()},
+            "refused": self.refused,
+            "cases": {name: entries[name] for name in sorted(entries)},
+        }
 
 
 def each(
@@ -175,9 +180,9 @@ def flat(refused: dict[str, list[str]]) -> list[str]:
 
 
 def _write(
-    plan: Plan, dataset: _layout.RawDataset, names: LabelNames, link: bool
+    plan: Plan, dataset: _layout.RawDataset, names: LabelNames, n_channels: int, link: bool
 ) -> tuple[str, dict[str, Any]]:
-    return plan.name, plan.write(dataset, names, link)
+    return plan.name, plan.write(dataset, names, n_channels=n_channels, link=link)
 
 
 def _kept(folder: Path, name: str, asked: dict[str, Any]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,7 @@ from samnn.errors import SamnnError
 
 from ._conversion import convert as convert_cases
 from ._conversion import new_target, patients_by_name
-from ._label_names import read_label_names
+from ._label_names import names_for, read_label_names
 from ._options import DatasetId, DryRun, Job, Labels, Name, Output, Overwrite, Patient, SkipRefused, Workers
 from ._pair_files import Found, Pair, find_in_folders, find_in_table
 from ._pair_work import Options, inspect
@@ -103,8 +104,7 @@ def convert(
         target=target,
         job=job,
         conversion={"converter": "pairs"},
-        names=named,
-        regions=region or [],
+        names=partial(names_for, regions=region or []) if named is None else lambda _: named,
         channels=channel_names,
         remarks=[f"Left out, no images: {', '.join(found.left_out)}"] if found.left_out else [],
         link=link,
