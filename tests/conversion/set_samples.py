@@ -78,19 +78,15 @@ def png(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
 
 
 def segthor(folder: Path, shared: Path) -> Sample:
+    victim = folder / "train/Patient_02/Patient_02.nii.gz"
+    sample = Sample([folder], victim, victim)
     for name, heart_z in (("Patient_01", 25), ("Patient_02", 24)):
         image, labels = thorax(heart_z)
         save(folder / "train" / name / f"{name}.nii.gz", image)
         save(folder / "train" / name / "GT.nii.gz", labels)
-    victim = folder / "train/Patient_02/Patient_02.nii.gz"
-    image, labels = thorax(24)
-    return Sample(
-        [folder],
-        victim,
-        victim,
-        {"imagesTr/Patient_02_0000.nii.gz": image},
-        {"labelsTr/Patient_02.nii.gz": labels},
-    )
+        sample.images[f"imagesTr/{name}_0000.nii.gz"] = image
+        sample.labels[f"labelsTr/{name}.nii.gz"] = labels
+    return sample
 
 
 def pairs(folder: Path, shared: Path) -> Sample:

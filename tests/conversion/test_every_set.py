@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +26,31 @@ from samnn.io import read_labels, read_volume
 
 ROOM = Path(samnn.dataset_conversion.__path__[0])
 CONVERTERS = sorted(path.stem for path in ROOM.glob("[!_]*.py"))
-KILLED_AT_A_RENAME = """
-import os, signal, sys
-left = int(sys.argv.pop(1))
+KILLED_AT_THE_SECOND_RENAME = """
+import importlib, json, os, signal, sys
+from samnn.cli import main
 
-def count(event, arguments):
-    global left
-    left -= event == "os.rename"
-    if event == "os.rename" and left == 0:
+commands = json.loads(sys.argv[1])
+for converter in commands:
+    importlib.import_module(f"samnn.dataset_conversion.{converter}")
+
+def kill_at_the_second(event, arguments, renames=[]):
+    renames += [event] if event == "os.rename" else []
+    if event == "os.rename" and len(renames) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-sys.addaudithook(count)
-from samnn.cli import main
-main()
+ends = {}
+for converter, arguments in commands.items():
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(kill_at_the_second)
+        sys.argv = ["samnn", *arguments]
+        try:
+            main()
+        finally:
+            os._exit(0)
+    ends[converter] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(ends))
 """
 
 Run = Callable[..., tuple[int, str]]
@@ -167,15 +180,30 @@ def test_an_existing_dataset_stays_without_overwrite(converter, sample, run, tmp
     assert not list((tmp_path / "raw/Dataset077_Set").iterdir())
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, shared) -> Path:
+    """A folder for each converter, with its source and what a conversion left that was killed (SIGKILL)."""
+    root = tmp_path_factory.mktemp("killed")
+    commands = {
+        name: arguments(name, getattr(set_samples, name)(root / name / "source", shared), root / name / "raw")
+        for name in CONVERTERS
+    }
+    command = [sys.executable, "-c", KILLED_AT_THE_SECOND_RENAME, json.dumps(commands)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == dict.fromkeys(CONVERTERS, -signal.SIGKILL)
+    return root
+
+
 def test_killed_in_the_middle_nothing_half_is_there_and_the_next_run_ends_as_a_clean_one(
-    converter, sample, run, tmp_path
+    converter, killed, shared, run
 ):
-    command = [sys.executable, "-c", KILLED_AT_A_RENAME, "2", *arguments(converter, sample, tmp_path / "raw")]
-    killed = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not (tmp_path / "raw/Dataset077_Set").exists()
+    folder = killed / converter
+    assert [path.name for path in (folder / "raw").glob("[!.]*")] == []
+    sample = getattr(set_samples, converter)(folder / "other", shared)  # for the arguments alone
+    shutil.rmtree(folder / "other")
+    options = [str(option).replace(f"{folder}/other", f"{folder}/source") for option in sample.arguments]
     for raw in ("raw", "clean"):
-        code, said = run(*arguments(converter, sample, tmp_path / raw))
+        code, said = run(*arguments(converter, replace(sample, arguments=options), folder / raw))
         assert code == 0, said
-    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["Dataset077_Set"]
-    assert files(tmp_path / "raw") == files(tmp_path / "clean")
+    assert [path.name for path in (folder / "raw").iterdir()] == ["Dataset077_Set"]
+    assert files(folder / "raw") == files(folder / "clean")
