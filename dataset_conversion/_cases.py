@@ -153,13 +153,8 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
     if case.read_labels is not None:
         try:
             labels = case.read_labels()
-            plan.values = set(np.unique(labels.voxels).tolist())
-            if min(plan.values) < 0 or max(plan.values) > MAX_VALUE:
-                problems.append(
-                    f"{case.files[-1]}: holds values from {min(plan.values)} to {max(plan.values)}; labels lie from 0 "
-                    f"to {MAX_VALUE}. Is it a label map?"
-                )
-            elif not plan.values - {0}:
+            plan.values = _values(case, labels.voxels)
+            if not plan.values - {0}:
                 plan.changes.append("the mask is empty")
         except SamnnError as problem:
             problems += getattr(problem, "problems", [str(problem)])
@@ -174,6 +169,22 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
     if problems:
         raise Problems(case.called, problems)
     return plan
+
+
+def _values(case: Case, labels: np.ndarray) -> set[int]:
+    """The values in a label map; faster than sorting it.
+
+    Raises:
+        SamnnError: they are no labels.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > MAX_VALUE:
+        raise SamnnError(
+            f"{case.files[-1]}: holds values from {low} to {high}; labels lie from 0 to {MAX_VALUE}. Is it a label map?"
+        )
+    is_there = np.zeros(high + 1, bool)
+    is_there[labels] = True
+    return set(np.flatnonzero(is_there).tolist())
 
 
 def _refuse_other_grid(case: Case, volumes: Sequence[Volume], labels: Volume) -> None:

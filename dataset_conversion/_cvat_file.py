@@ -62,11 +62,11 @@ class Annotated:
         """Bit n of a pixel, (row, column), is set where a shape of the n-th label covers it."""
         bits = np.zeros((self.height, self.width), np.uint64)
         for number, label in enumerate(labels):
-            mask = np.zeros(bits.shape, bool)
-            for shape in self.shapes:
-                if shape.label == label:
+            if own := [shape for shape in self.shapes if shape.label == label]:
+                mask = np.zeros(bits.shape, bool)
+                for shape in own:
                     shape.paint(mask)
-            bits[mask] |= np.uint64(1 << number)
+                bits[mask] |= np.uint64(1 << number)
         return bits
 
 

@@ -17,7 +17,9 @@ from rich.console import Console
 from samnn import __version__
 from samnn.atomic import write_json
 from samnn.errors import Problems, SamnnError
+from samnn.io import read_header, read_volume
 from samnn.labels import LabelSet, read_dataset_json
+from samnn.nifti import ends_as_expected, refuse_incomplete
 
 from . import _layout, _splits
 from ._pair_files import Pair
@@ -31,7 +33,7 @@ def inspect_as_it_is(pair: Pair, n_channels: int) -> Plan:
     """As `inspect` of pairs, for files that nnU-Net's code copies without a look.
 
     Raises:
-        SamnnError: image and mask do not lie on one grid with the same axes, or as `inspect`.
+        SamnnError: image and mask do not lie on one grid with the same axes, an image is damaged, or as `inspect`.
     """
     plan = inspect(pair, Options(n_channels=n_channels))
     if plan.fit is not None and not plan.fit.turn.is_none:
@@ -39,6 +41,11 @@ def inspect_as_it_is(pair: Pair, n_channels: int) -> Plan:
             f"{pair.mask}: its axes lie as {plan.fit.turn} against {pair.images[0].name}. Use `samnn convert pairs`, which "
             "turns them; nnU-Net's code copies it as it is."
         )
+    for path in pair.images:
+        if read_header(path).dtype.kind == "f":
+            read_volume(path)  # finds NaN
+        elif not ends_as_expected(path):
+            refuse_incomplete(path)
     return plan
 
 

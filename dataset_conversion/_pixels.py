@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from samnn.atomic import whole_file
 from samnn.errors import SamnnError
@@ -16,6 +16,7 @@ from samnn.io import Volume
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _TIFF = (".tif", ".tiff")
+_ORIENTATION = 0x0112  # of EXIF; 1: as stored
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F", "LA", "RGB", "RGBA")  # those Pillow decodes without loss
 
 
@@ -56,14 +57,6 @@ def read_mask(path: Path, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> Volum
     if not np.array_equal(whole, classes):
         raise SamnnError(f"{path}: holds fractional values; a mask needs whole numbers. Was it interpolated?")
     return on_plane((whole if classes.dtype.kind == "f" else classes).T, spacing_mm)
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, from the header."""
-    if path.suffix.lower() in _TIFF:
-        height, width = _read(path, palette=True).shape[:2]
-        return width, height
-    return _open(path).size
 
 
 def is_png_as_written(path: Path, n_channels: int) -> bool:
@@ -114,10 +107,15 @@ def _read(path: Path, *, palette: bool) -> np.ndarray:
             elif picture.mode == "P" and not palette:
                 picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
             pixels = np.asarray(picture)
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
+        except Exception as error:  # Pillow raises what its decoders do
             raise _unreadable(path, error) from error
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if pixels.ndim != 3 or not 1 <= pixels.shape[2] <= 4 or pixels.dtype.kind not in "iufb":
+    if (
+        pixels.ndim != 3
+        or pixels.size == 0
+        or not 1 <= pixels.shape[2] <= 4
+        or pixels.dtype.kind not in "iufb"
+    ):
         raise SamnnError(
             f"{path}: holds {pixels.shape} values of type {pixels.dtype}; expected one picture, grey or RGB. Save its "
             "pages as files of their own."
@@ -133,7 +131,8 @@ def _open(path: Path) -> Image.Image:
         with open(path, "rb") as file:
             start = file.read(26)
         picture = Image.open(path)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # Pillow raises what its decoders do
         raise _unreadable(path, error) from error
     is_deep = picture.format == "PNG" and start[24] == 16 and start[25] != 0  # bit depth, and colour or alpha
     if picture.mode not in _MODES or is_deep or getattr(picture, "n_frames", 1) > 1:
@@ -141,6 +140,8 @@ def _open(path: Path) -> Image.Image:
             f"{path}: is {picture.mode}{' of 16 bits' if is_deep else ''}, {getattr(picture, 'n_frames', 1)} frame(s); "
             "expected one picture, grey, or RGB of 8 bits. Export it as such."
         )
+    if orientation != 1:
+        raise SamnnError(f"{path}: is to be shown turned (EXIF orientation). Save it as it is to be seen.")
     return picture
 
 

@@ -12,8 +12,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import track
 
 from samnn.errors import Problems, SamnnError
 from samnn.io import Volume
@@ -24,6 +22,7 @@ from ._conversion import convert as convert_cases
 from ._conversion import new_target, patients_by_name
 from ._label_names import LabelNames
 from ._options import DatasetId, DryRun, Job, Name, Output, Overwrite, Patient, SkipRefused, Workers
+from ._writing import each, flat
 
 STEM, SIDE, PATIENT = "filestem", "laterality", "patient_id"  # columns of the table
 MOST_VALUES = 254  # of a label map of 8 bits, beside the background and nnU-Net's own marks
@@ -87,7 +86,7 @@ def convert(
     rows = _read_table(table) if table else {}
     with_shapes = [image for image in annotated if image.shapes]
     used = [label for label in labels if any(s.label == label for image in annotated for s in image.shapes)]
-    combinations = _combinations(with_shapes, used, xml)
+    combinations = _combinations(with_shapes, used, xml, job.n_workers)
     cases = _cases(with_shapes, images, xml, used, sorted(combinations), rows, flip, patient)
     target = new_target(job, xml.parent, [path for case in cases for path in case.files])
     names = _label_names(used, sorted(combinations), combinations, xml)
@@ -105,13 +104,16 @@ def convert(
     )
 
 
-def _combinations(images: Sequence[_cvat_file.Annotated], labels: Sequence[str], xml: Path) -> Counter[int]:
+def _combinations(
+    images: Sequence[_cvat_file.Annotated], labels: Sequence[str], xml: Path, workers: int
+) -> Counter[int]:
     """How many pixels each combination of labels has, as bits, background left out."""
     counts: Counter[int] = Counter()
-    for image in track(images, "Painting", console=Console(stderr=True), transient=True):
-        values, pixels = np.unique(image.paint(labels), return_counts=True)
-        counts.update(dict(zip(values.tolist(), pixels.tolist(), strict=True)))
-    counts.pop(0, None)
+    refused: dict[str, list[str]] = {}
+    for found in each("Painting", _count, images, labels, workers=workers, refused=refused):
+        counts.update(found)
+    if refused:
+        raise Problems(f"{xml}: nothing was converted:", flat(refused))
     if not counts:
         raise SamnnError(f"{xml}: no shape covers the centre of a pixel. Are they in pixels of these images?")
     if len(counts) > MOST_VALUES:
@@ -121,6 +123,12 @@ def _combinations(images: Sequence[_cvat_file.Annotated], labels: Sequence[str],
             f"alone that makes more than {MOST_VALUES} values. Draw fewer labels over one another."
         )
     return counts
+
+
+def _count(image: _cvat_file.Annotated, labels: Sequence[str]) -> dict[int, int]:
+    bits = image.paint(labels)
+    values, pixels = np.unique(bits[bits > 0], return_counts=True)
+    return dict(zip(values.tolist(), pixels.tolist(), strict=True))
 
 
 def _label_names(

@@ -89,6 +89,8 @@ def convert(
         samnn convert synapse ~/Synapse -d 52 --spacing spacing.json --dry-run
     """
     job = Job(dataset_id, name, output, overwrite, dry_run, skip_refused, workers)
+    if not source.is_dir():
+        raise SamnnError(f"{source}: is not a folder. Name the one that --help describes.")
     if is_preprocessed := any((source / folder).is_dir() for folder in ("train_npz", "test_vol_h5")):
         if spacing is None:
             raise SamnnError(

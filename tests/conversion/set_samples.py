@@ -265,7 +265,9 @@ def synapse(folder: Path, shared: Path) -> Sample:
 def decathlon(folder: Path, shared: Path) -> Sample:
     task = folder / "Task04_Hippocampus"
     sample = Sample(
-        [task], task / "imagesTr/hippocampus_004.nii.gz", task / "imagesTr/hippocampus_004.nii.gz"
+        [task, "--workers", 1],
+        task / "imagesTr/hippocampus_004.nii.gz",
+        task / "imagesTr/hippocampus_004.nii.gz",
     )
     for name, image, labels in real_cases(shared, 3):
         copy(image, task / f"imagesTr/hippocampus_{name}.nii.gz")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import sys
+from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import typer
 from set_samples import both, copy, medsam_npz, png, real_cases, slices, synapse, write_nifti_like
 
 from samnn.dataset_conversion import _two_circles
+from samnn.dataset_conversion._arrays import npz_headers, read_h5, read_npz
+from samnn.dataset_conversion._pixels import read_mask, read_picture
 from samnn.dataset_conversion.lung_ct import convert as convert_lungs
 from samnn.dataset_conversion.medsam_npz import convert as convert_medsam
 from samnn.dataset_conversion.slices import convert as convert_slices
@@ -203,3 +208,48 @@ def test_options_of_the_other_form_are_refused(tmp_path, shared):
     (tmp_path / "b/Training/img").mkdir(parents=True)
     with pytest.raises(typer.BadParameter, match="NIfTI tells its own"):
         convert_synapse(tmp_path / "b", 5, spacing="1,1,1", output=tmp_path / "raw")
+
+
+# ---- damaged files
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """A few bytes changed, taken out, or the rest cut off; mostly near the start, where headers are."""
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(min(len(changed), rng.choice([60, 200, len(changed)])) or 1)
+        how = rng.random()
+        if how < 0.6 and changed:
+            changed[at] = rng.randrange(256)
+        elif how < 0.8:
+            del changed[at : at + rng.randint(1, 40)]
+        else:
+            del changed[at + 1 :]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("name", ["a.png", "p.png", "a.jpg", "a.bmp", "a.tif", "a.npz", "a.h5"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_file_is_read_or_refused_by_name_and_nothing_else(tmp_path, name):
+    pixels = (np.arange(1920).reshape(48, 40) % 251).astype(np.uint8)
+    path = tmp_path / name
+    if name.endswith(".npz"):
+        np.savez_compressed(path, imgs=pixels)
+        readers = [npz_headers, partial(read_npz, key="imgs")]
+    elif name.endswith(".h5"):
+        with h5py.File(path, "w") as file:
+            file["image"] = pixels
+        readers = [partial(read_h5, key="image")]
+    else:
+        png(path, pixels, "P" if name == "p.png" else None)
+        readers = [read_picture] if name.endswith(".jpg") else [read_picture, read_mask]
+    content, rng = path.read_bytes(), random.Random(name)
+    for _ in range(30):
+        path.write_bytes(damaged(content, rng))
+        for read in readers:
+            try:
+                read(path)
+            except MemoryError:
+                pass
+            except SamnnError as problem:
+                assert str(path) in str(problem)
