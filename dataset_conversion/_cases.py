@@ -104,7 +104,7 @@ class CasePlan:
         return list(self.case.files)
 
     def asked(self) -> dict[str, Any]:
-        return {"settings": dict(self.case.settings), "changes": self.changes}
+        return {"settings": dict(self.case.settings), "changes": list(self.changes)}
 
     def to_do(self, names: LabelNames) -> dict[str, Any]:
         entry: dict[str, Any] = {"images": [{"how": "to convert", "because": ""}]}

@@ -105,7 +105,8 @@ class Converted(Dataset):
             entry: dict[str, Any] = {"images": [{"how": "by nnU-Net", "because": ""}] * plan.n_channels}
             if plan.has_labels:
                 entry["mask"] = {"how": "by nnU-Net", "because": []}
-            entries[plan.name] = entry | {"sources": [str(path) for path in plan.sources]}
+            sources = [str(path) for path in plan.sources]
+            entries[plan.name] = entry | {"sources": sources, "changes": plan.changes}
         found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
         if found != expected:
             listed = [
