@@ -13,8 +13,9 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import set_samples
 import typer
-from set_samples import acdc, amos, decathlon, eight_bits, png, real_cases, real_slices
+from set_samples import acdc, amos, decathlon, real_cases
 from small_thorax import command
 
 from samnn.dataset_conversion import _nnunet
@@ -23,7 +24,6 @@ from samnn.dataset_conversion._pair_files import Pair
 from samnn.dataset_conversion.acdc import convert as convert_acdc
 from samnn.dataset_conversion.amos import convert as convert_amos
 from samnn.dataset_conversion.decathlon import convert as convert_decathlon
-from samnn.dataset_conversion.png_pairs import convert as convert_png
 from samnn.errors import Problems, SamnnError
 from samnn.io import read_volume
 
@@ -124,18 +124,30 @@ def test_nnunets_process_ends_with_ours_however_that_ends(tmp_path):
 
 
 @pytest.mark.slow
-def test_nnunet_plans_and_preprocesses_pictures_in_two_dimensions(tmp_path, shared):
-    for number, (image, labels) in enumerate(real_slices(shared, 6)):
-        png(tmp_path / f"i/s{number}.png", eight_bits(image).T)
-        png(tmp_path / f"m/s{number}.png", (labels.T > 0).astype(np.uint8))
-    convert_png(12, "P", images=tmp_path / "i", masks=tmp_path / "m", output=tmp_path / "raw")
+@pytest.mark.parametrize(("converter", "reader"), [("cvat", "NaturalImage2DIO"), ("lung_ct", "SimpleITKIO")])
+def test_nnunet_plans_and_preprocesses_sets_of_two_dimensions(tmp_path, shared, converter, reader):
+    """PNG with overlapping labels as regions; two-dimensional NIfTI with a spacing."""
+    sample = getattr(set_samples, converter)(tmp_path / "source", shared)
     env = os.environ | {f"nnUNet_{kind}": str(tmp_path / kind) for kind in ("raw", "preprocessed", "results")}
     env |= {"nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1", "OMP_NUM_THREADS": "1"}
-    plan = Path(command()).with_name("nnUNetv2_plan_and_preprocess")
-    arguments = [plan, "-d", 12, "-npfp", 1, "-np", 1, "-c", "2d", "--verify_dataset_integrity"]
-    done = subprocess.run([*map(str, arguments)], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    plans = json.loads((tmp_path / "preprocessed/Dataset012_P/nnUNetPlans.json").read_text())
-    assert plans["image_reader_writer"] == "NaturalImage2DIO"
-    assert list(plans["configurations"]) == ["2d"]
-    assert len(list((tmp_path / "preprocessed/Dataset012_P/nnUNetPlans_2d").glob("s?.pkl"))) == 6
+    options = ["--spacing", "0.75,0.5"]
+    if converter == "cvat":
+        options, xml = [], tmp_path / "source/annotations.xml"
+        over_all = '<polygon label="larynx" points="20,10;60,10;60,40;20,40"/></image>'
+        xml.write_text(xml.read_text().replace("</image>", over_all))
+
+    def run(program: str, *arguments: object) -> str:
+        path = Path(command()).with_name(program)
+        done = subprocess.run([*map(str, [path, *arguments])], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("samnn", "convert", converter, *sample.arguments, *options, "-d", 12, "--name", "Flat")
+    planning = ["-d", 12, "-npfp", 1, "-np", 1, "-c", "2d", "--verify_dataset_integrity"]
+    assert "verify_dataset_integrity Done" in run("nnUNetv2_plan_and_preprocess", *planning)
+    preprocessed = tmp_path / "preprocessed/Dataset012_Flat"
+    plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
+    assert plans["image_reader_writer"] == reader
+    assert "3d_fullres" not in plans["configurations"]
+    assert plans["configurations"]["2d"]["spacing"] == ([0.5, 0.75] if converter == "lung_ct" else [1, 1])
+    assert len(list((preprocessed / "nnUNetPlans_2d").glob("*.pkl"))) == len(sample.images)
