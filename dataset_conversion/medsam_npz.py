@@ -113,7 +113,8 @@ def _find(source: Path, patient: str | None) -> tuple[list[Case], int]:
         try:
             headers = npz_headers(path)
             shape = headers["imgs"][0] if "imgs" in headers else ()
-            is_picture = len(shape) == 3 and shape[2] == 3 and ("spacing" not in headers)
+            told = len(headers["gts"][0]) == 2 if "gts" in headers else "spacing" not in headers
+            is_picture = len(shape) == 3 and shape[2] == 3 and told
             if len(shape) != 3 or not (is_picture or "spacing" in headers):
                 raise SamnnError(
                     f"{path}: has arrays {_listed(headers)}; expected imgs (H, W, 3), or (D, H, W) with spacing."
