@@ -90,7 +90,12 @@ def _remarks(
         remarks.append(f"In no mask: {', '.join(absent)}")
     if splits is not None:
         fewer = "" if len(splits) == 5 else ". Do not train further folds: nnU-Net would split them at random"
-        remarks.append(f"{len(splits)} folds that keep patients together{fewer}")
+        what = (
+            "1 fold, the set's own lists"
+            if len(splits) == 1
+            else f"{len(splits)} folds, patients kept together"
+        )
+        remarks.append(f"{what}{fewer}")
     if refused:
         remarks.append(f"Refused: {len(refused)} case(s)")
     return remarks

@@ -24,7 +24,8 @@ from samnn.dataset_conversion.slices import convert as convert_slices
 from samnn.dataset_conversion.synapse import ORGANS
 from samnn.dataset_conversion.synapse import convert as convert_synapse
 from samnn.errors import Problems, SamnnError
-from samnn.io import read_labels, read_volume
+from samnn.geometry import Grid
+from samnn.io import Volume, read_labels, read_volume, write_volume
 
 
 class Trap:
@@ -163,7 +164,21 @@ def test_two_circles_are_generated_as_defined_and_always_the_same(tmp_path):
 # ---- lungs
 
 
-def test_lung_volumes_and_slices_in_nifti_are_taken_too(tmp_path, shared):
+def test_lung_slices_in_nifti_keep_their_spacing(tmp_path):
+    grid = Grid((7, 6, 1), (0.75, 0.5, 3.0), (0.0, 0.0, 0.0), tuple(np.eye(3).ravel()))
+    image = np.arange(42, dtype=np.int16).reshape(7, 6, 1) - 1000
+    for number in range(2):
+        for kind, voxels in (("images", image + number), ("masks", (image > -990).astype(np.uint8) * 255)):
+            path = tmp_path / f"k/2d_{kind}/ID_{number:04d}_Z_0100.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_volume(path, Volume(voxels, grid))
+    convert_lungs(tmp_path / "k", 9, output=tmp_path / "raw")
+    found = read_volume(tmp_path / "raw/Dataset009_LungCT/imagesTr/ID_0001_Z_0100_0000.nii.gz")
+    assert found.grid.spacing_mm == (0.75, 0.5)
+    np.testing.assert_array_equal(found.voxels, image[..., 0] + 1)
+
+
+def test_lung_volumes_of_two_labels_are_refused_and_of_one_converted(tmp_path, shared):
     for number, (_, image, labels) in enumerate(real_cases(shared, 2)):
         copy(image, tmp_path / f"k/3d_images/IMG_{number:04d}.nii.gz")
         copy(labels, tmp_path / f"k/3d_images/MASK_{number:04d}.nii.gz")
