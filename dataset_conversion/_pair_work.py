@@ -28,6 +28,7 @@ from samnn.nifti import ends_as_expected, is_nifti1, refuse_incomplete
 
 from . import _dicom, _grids
 from ._label_names import LabelNames
+from ._layout import RawDataset
 from ._pair_files import Pair
 
 
@@ -71,6 +72,26 @@ class Plan:
         return self.pair.name
 
     @property
+    def called(self) -> str:
+        return self.pair.called
+
+    @property
+    def patient(self) -> str | None:
+        return self.pair.patient
+
+    @property
+    def is_test(self) -> bool:
+        return self.pair.mask is None
+
+    @property
+    def has_labels(self) -> bool:
+        return self.pair.mask is not None
+
+    @property
+    def n_channels(self) -> int:
+        return len(self.channels)
+
+    @property
     def sources(self) -> list[Path]:
         """Every file that is read."""
         images = [
@@ -79,6 +100,34 @@ class Plan:
             for file in ([s.path for s in channel.series.slices] if channel.series else [channel.path])
         ]
         return [*dict.fromkeys(images), *([] if self.pair.mask is None else [self.pair.mask])]
+
+    def asked(self) -> dict[str, Any]:
+        """What, besides its sources, its files depend on."""
+        return {
+            "images": [[channel.rewritten, channel.volume] for channel in self.channels],
+            "mask": [self.mask_rewritten, self.changes],
+        }
+
+    def to_do(self, names: LabelNames) -> dict[str, Any]:
+        """How its images and mask will be made."""
+
+        def how(because: object) -> str:
+            return "to convert" if because else "to copy"
+
+        entry: dict[str, Any] = {
+            "images": [{"how": how(c.rewritten), "because": c.rewritten} for c in self.channels]
+        }
+        if self.has_labels:
+            because = [
+                *self.mask_rewritten,
+                *(["renumbered"] if self.values & names.changed.keys() else []),
+            ]
+            entry["mask"] = {"how": how(because), "because": because}
+        return entry
+
+    def write(self, dataset: RawDataset, names: LabelNames, *, n_channels: int, link: bool) -> dict[str, Any]:
+        """Write its files and return its entry in conversion.json; the number of channels is its own."""
+        return write(self, dataset.folder, names, link)
 
 
 def inspect(pair: Pair, options: Options) -> Plan:
