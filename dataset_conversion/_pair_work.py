@@ -147,7 +147,7 @@ def _inspect_mask(plan: Plan, path: Path, options: Options) -> None:
     plan.mask_grid = header.grid
     if header.grid.n_dims != 3:
         raise _not_a_volume(path, header.grid)
-    plan.values = label_values(path)
+    plan.values = label_values(path, header)
     if why := _why_not_as_it_is(path):
         plan.mask_rewritten.append(why)
     plan.mask_is_float = header.dtype.kind == "f"
