@@ -78,7 +78,7 @@ class Dataset:
         return {
             "sources": [[path, state.st_size, state.st_mtime_ns] for path, state in states],
             "images": [[channel.rewritten, channel.volume] for channel in plan.channels],
-            "mask": [plan.mask_rewritten, plan.changes],
+            "mask": [plan.mask_rewritten, list(plan.changes)],  # writing may add to them
             "values": [[old, new] for old, new in self.names.new_values.items()],
             "link": self.link,
             "samnn_version": __version__,

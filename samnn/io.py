@@ -44,6 +44,7 @@ class Header:
 
     grid: Grid
     dtype: np.dtype
+    is_nifti2: bool = False
 
 
 def read_header(path: Path) -> Header:
@@ -59,7 +60,7 @@ def read_header(path: Path) -> Header:
         grid, dtype = nifti2_grid_and_type(path, nifti)
         if dtype not in _NUMPY_TYPES.values():
             raise _not_scalar(path, str(dtype))
-        return Header(grid, dtype)
+        return Header(grid, dtype, is_nifti2=True)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     if nifti is not None:

@@ -29,11 +29,6 @@ def is_nifti(path: Path) -> bool:
     return path.name.endswith((".nii", ".nii.gz"))
 
 
-def is_nifti1(path: Path) -> bool:
-    """Whether a file is NIfTI-1, which all readers know."""
-    return is_nifti(path) and not isinstance(load_nifti(path), nibabel.Nifti2Image)
-
-
 def load_nifti(path: Path) -> Nifti1Pair:
     """The header, and where the voxels lie in the file; they are not read."""
     try:
@@ -155,6 +150,7 @@ def write_nifti(path: Path, voxels: np.ndarray, header: nibabel.Nifti1Header) ->
     """Write voxels under a header that has their shape and place."""
     start = first_bytes(path, header, voxels.dtype)
     ordered = np.asarray(voxels, header.get_data_dtype()).reshape(-1, order="F")
+    ordered = np.ascontiguousarray(ordered)  # of a volume turned around completely it is a view
     blocks = (ordered[at : at + _BLOCK_BYTES] for at in range(0, len(ordered), _BLOCK_BYTES))
     with whole_file(path) as part:
         write_blocks(part, start, blocks)
