@@ -37,15 +37,17 @@ def print_report(
     for plan in plans:
         if plan.name in refused:
             continue
-        image, mask = _actions(entries.get(plan.name) or plan.to_do(names))
+        entry = entries.get(plan.name)
+        image, mask = _actions(entry or plan.to_do(names))
+        changes = entry["changes"] if entry else plan.changes
         renamed = [] if plan.name == plan.called else [f"was {plan.called!r}"]
-        notes = [*renamed, *plan.changes, *(f"ignored: {what}" for what in plan.ignored)]
+        notes = [*renamed, *changes, *(f"ignored: {what}" for what in plan.ignored)]
         if not notes:
             quiet += 1
             if quiet > MOST_ROWS_WITHOUT_NOTES:
                 continue
         new = sorted(names.new_values.get(value, value) for value in plan.values - {0})
-        text = Text("; ".join(notes), style="yellow" if plan.changes else "")
+        text = Text("; ".join(notes), style="yellow" if changes else "")
         table.add_row(Text(plan.name), Text(image), Text(mask), ", ".join(map(str, new)), text)
     if quiet > MOST_ROWS_WITHOUT_NOTES:
         table.add_row("…", "", "", "", f"{quiet - MOST_ROWS_WITHOUT_NOTES} more cases without notes")

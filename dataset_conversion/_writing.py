@@ -106,9 +106,10 @@ class Dataset:
                 for path in dataset.folder.iterdir():
                     shutil.rmtree(path)
             if failed and not (skip_refused and any("mask" in entry for entry in entries.values())):
+                kept = f" The {len(entries)} others are kept for the next run." if entries else ""
                 raise Problems(
-                    f"{target} was not written: {len(failed)} of {len(self.plans)} cases refused. The "
-                    f"{len(entries)} others are kept for the next run. Mend these, or add --skip-refused:",
+                    f"{target} was not written: {len(failed)} of {len(self.plans)} cases refused.{kept} Mend these, or "
+                    "add --skip-refused:",
                     flat(failed),
                 )
             _remove_strangers(dataset.folder, entries)
