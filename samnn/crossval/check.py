@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -28,14 +30,17 @@ def check(experiment: Experiment, *, is_prepared: bool) -> dict[str, dict[str, A
     Raises:
         Problems: everything that keeps a method from being trained, at once.
     """
+    os.environ.update(experiment.environment())  # nnU-Net reads them as it is imported
     checked, problems = {}, []
-    for method in experiment.methods:
-        try:
-            checked[str(method)] = _checked(experiment, method, is_prepared)
-        except Problems as found:
-            problems += [f"{method}: {problem}" for problem in found.problems]
-        except SamnnError as error:
-            problems.append(f"{method}: {error}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, as nnU-Net is imported
+        for method in experiment.methods:
+            try:
+                checked[str(method)] = _checked(experiment, method, is_prepared)
+            except Problems as found:
+                problems += [f"{method}: {problem}" for problem in found.problems]
+            except SamnnError as error:
+                problems.append(f"{method}: {error}")
     problems += _folds_from_elsewhere(experiment) if is_prepared and not problems else []
     if problems:
         raise Problems("Nothing was started: these methods cannot be trained.", problems)
