@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from samnn.atomic import only_writer, write_json
 from samnn.crossval.experiment import FILE, Experiment
 from samnn.crossval.folds import Fold, predict_command, read_json
-from samnn.crossval.steps import Step, has_test_labels, steps_in, test_folder
+from samnn.crossval.steps import Step, steps_in, test_folder
 from samnn.errors import SamnnError
 
 MOST_FRUITLESS = 3  # attempts in a row that were killed and wrote no checkpoint: a fourth would end so, too
@@ -134,7 +134,7 @@ def _prepare(out: Path, experiment: Experiment | None, step: Step, run: Runner) 
 
 def _fold(out: Path, experiment: Experiment, step: Step, run: Runner) -> dict[str, Any]:
     from samnn.crossval.prepare import read_splits
-    from samnn.crossval.provenance import FILE, of_fold, surroundings
+    from samnn.crossval.provenance import FILE, UNKNOWN, of_fold, surroundings
 
     fold = Fold(experiment, step.method, step.fold)
     held_out = read_splits(experiment)[step.fold]["val"]
@@ -145,11 +145,7 @@ def _fold(out: Path, experiment: Experiment, step: Step, run: Runner) -> dict[st
         if fold.is_finished(held_out):
             run.say(f"{fold.folder}: finished, not trained again")
             known = fold.folder / FILE
-            return (
-                read_json(known)
-                if known.is_file()
-                else now | {"note": "finished before, origin not recorded"}
-            )
+            return read_json(known) if known.is_file() else now | {"note": UNKNOWN}
         run.kept_open = [
             lock,
             *locks,
@@ -194,11 +190,14 @@ def _best(out: Path, experiment: Experiment, step: Step, run: Runner) -> None:
 
 def _compare(out: Path, experiment: Experiment, step: Step, run: Runner) -> None:
     from samnn.crossval.gather import compare_command, gather
+    from samnn.crossval.provenance import of_experiment, surroundings
 
     for method in experiment.methods:
         gather(experiment, method)
-    if not step.is_test or has_test_labels(experiment):
-        run(compare_command(experiment, is_test=step.is_test))
+    command = compare_command(experiment, is_test=step.is_test)
+    run(command)
+    folder = Path(command[command.index("-o") + 1])
+    write_json(folder / "provenance.json", {"folds": of_experiment(experiment)} | surroundings(run.commands))
 
 
 def _curve(out: Path, experiment: Experiment | None, step: Step, run: Runner) -> None:

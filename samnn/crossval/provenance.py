@@ -21,6 +21,7 @@ from samnn.errors import SamnnError
 from samnn.evaluation3d.content import key_of_file
 
 FILE = "provenance.json"
+UNKNOWN = "finished before; by which command is not recorded"
 PACKAGES = ("samnn", "nnunetv2", "torch", "timm", "numpy", "scipy", "batchgeneratorsv2", "snakemake")
 
 
@@ -69,6 +70,19 @@ def of_fold(experiment: Experiment, method: Method, fold: int) -> dict[str, Any]
     }
 
 
+def of_experiment(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Method → fold → what made it, as it lies beside the checkpoints; of folds from elsewhere what is known."""
+    return {
+        str(method): {
+            str(fold): read_json(path)
+            if (path := experiment.fold_folder(method, fold) / FILE).is_file()
+            else of_fold(experiment, method, fold) | {"note": UNKNOWN}
+            for fold in experiment.folds
+        }
+        for method in experiment.methods
+    }
+
+
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """In which of data, split, plans and weights two folds differ."""
     return [name for name in ("data", "split", "plans", "weights") if before.get(name) != now[name]]
@@ -91,14 +105,17 @@ def surroundings(commands: Sequence[Sequence[str]]) -> dict[str, Any]:
 
 
 def _plans(path: Path, configuration: str) -> dict[str, Any]:
-    """What the plans say of one configuration: others that are added later change nothing."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
+    """What the plans say of one configuration, and what it inherits: others that are added later change nothing."""
     plans = read_json(path)
-    resolved = PlansManager(plans).get_configuration(configuration).configuration
-    return {name: value for name, value in plans.items() if name != "configurations"} | {
-        "configuration": resolved
-    }
+    resolved: dict[str, Any] = {}
+    name = configuration
+    while name is not None:
+        own = plans["configurations"][name]
+        resolved = own | resolved
+        name = own.get("inherits_from")
+    resolved.pop("samnn", None)  # forecasts, which may be made anew
+    others = {key: value for key, value in plans.items() if key not in ("configurations", "samnn")}
+    return others | {"configuration": resolved}
 
 
 def _hash(content: Any) -> str:
