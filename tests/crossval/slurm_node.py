@@ -113,7 +113,10 @@ class Slurm:
     def _start(self, name: str, *arguments: str) -> None:
         with open(self.folder / f"{name}.out", "a") as output:
             self.processes[name] = subprocess.Popen(
-                [shutil.which(name), *arguments], env=self.environment, stdout=output, stderr=subprocess.STDOUT
+                [shutil.which(name), *arguments],
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
             )
 
 
