@@ -167,10 +167,10 @@ class Experiment:
         self.out.mkdir(parents=True, exist_ok=True)
         content = self.content()
         limits = content.pop("limits", {})
-        lines = [f"{name} = {json.dumps(value)}" for name, value in content.items()]
+        lines = [f"{name} = {as_toml(value)}" for name, value in content.items()]
         for method, values in limits.items():
-            lines += ["", f"[limits.{json.dumps(method)}]"]
-            lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+            lines += ["", f"[limits.{as_toml(method)}]"]
+            lines += [f"{name} = {as_toml(value)}" for name, value in values.items()]
         with whole_file(self.out / FILE) as part:
             part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -246,6 +246,11 @@ class Experiment:
         """The same experiment elsewhere."""
         paths = [None if path is None else str(path) for path in (preprocessed, results)]
         return replace(self, out=out, preprocessed=paths[0], results=paths[1])
+
+
+def as_toml(value: object) -> str:
+    """Text, numbers, truth values and lists of them: as in JSON, but for two ways to escape characters."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def root(variable: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from samnn.atomic import whole_file, write_json
-from samnn.crossval.experiment import Experiment, root
+from samnn.crossval.experiment import Experiment, as_toml, root
 from samnn.crossval.prepare import prepare, read_splits
 from samnn.crossval.steps import LOWDATA
 from samnn.errors import SamnnError
@@ -72,7 +72,7 @@ class LowData:
     def settle(self) -> None:
         """Write the file and those of the parts. Raises SamnnError: the folder holds something else."""
         content = self.base.content() | {"sizes": list(self.sizes), "seed": self.seed}
-        text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in content.items())
+        text = "".join(f"{name} = {as_toml(value)}\n" for name, value in content.items())
         path = self.out / LOWDATA
         if path.is_file():
             if path.read_text(encoding="utf-8") != text:

@@ -12,6 +12,14 @@ from samnn.io import Volume, write_volume
 
 GRID = Grid((28, 30, 14), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1, 0, 0, 0, 1, 0, 0, 0, 1))
 DATASET = "Dataset511_Toy"
+ENET = "nnUNetTrainerENet_2epochs_4iters_seed1:2d"
+UNET = "nnUNetTrainerUNet_2epochs_4iters_seed1:2d"
+SMALL = {  # for two busy cores
+    "nnUNet_def_n_proc": "1",
+    "nnUNet_n_proc_DA": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "PYTHONWARNINGS": "ignore",
+}
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
