@@ -61,7 +61,7 @@ def run(
             try:
                 _watch(process, out, steps, console)
             finally:
-                _stop(process)
+                _stop(process, patience_s=120 if executor == "local" else 5)  # a cluster's jobs go on
     failed = [state for state in states_of(out, steps) if state.status == FAILED]
     if failed:
         raise Problems(
@@ -154,13 +154,13 @@ def _say(console: Console, state: State, n_done: int, n_steps: int) -> None:
     )
 
 
-def _stop(process: subprocess.Popen) -> None:
+def _stop(process: subprocess.Popen, *, patience_s: float) -> None:
     """End Snakemake and every local job; trainings of samnn write a checkpoint first."""
     if process.poll() is not None:
         return
     os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(timeout=120)
+        process.wait(timeout=patience_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from samnn.crossval.experiment import Experiment, Method
-from samnn.crossval.steps import test_folder
+from samnn.crossval.steps import raw_folder
 from samnn.errors import SamnnError
 
 ENSEMBLE = "ensemble"
@@ -85,7 +85,7 @@ def compare_command(experiment: Experiment, *, is_test: bool) -> list[str]:
     if experiment.group is not None:
         command += ["--group", experiment.group]
     if is_test:
-        command += ["--reference", str(test_folder(experiment, "labelsTs"))]
+        command += ["--reference", str(raw_folder(experiment, "labelsTs"))]
     return command
 
 
@@ -93,4 +93,4 @@ def _source(experiment: Experiment, method: Method, is_test: bool) -> list[str]:
     """What `samnn evaluate` takes: a results folder, or reference and prediction."""
     if not is_test:
         return [str(experiment.gathered(method))]
-    return [str(test_folder(experiment, "labelsTs")), str(experiment.out / "test" / method.folder)]
+    return [str(raw_folder(experiment, "labelsTs")), str(experiment.out / "test" / method.folder)]

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from samnn.atomic import only_writer, write_json
 from samnn.crossval.experiment import FILE, Experiment
 from samnn.crossval.folds import Fold, predict_command, read_json
-from samnn.crossval.steps import Step, steps_in, test_folder
+from samnn.crossval.steps import Step, raw_folder, steps_in
 from samnn.errors import SamnnError
 
 MOST_FRUITLESS = 3  # attempts in a row that were killed and wrote no checkpoint: a fourth would end so, too
@@ -162,7 +162,7 @@ def _predict(out: Path, experiment: Experiment, step: Step, run: Runner) -> None
     target.mkdir(parents=True, exist_ok=True)
     with _gpus(out, step.gpus) as (visible, locks):
         run.kept_open = locks
-        images = test_folder(experiment, "imagesTs")
+        images = raw_folder(experiment, "imagesTs")
         run(predict_command(experiment, step.method, images, target), **visible)
 
 
@@ -229,7 +229,7 @@ def _recorded(path: Path, step: Step, experiment: Experiment | None, attempt: in
     failed = before.get("reason") is not None and not before.get("was_killed")
     if attempt > 1 and failed:
         raise SamnnError(before["reason"])  # an error of its own, and not an end from outside
-    is_fruitless = bool(before) and not failed and before.get("progress") == progress
+    is_fruitless = attempt > 1 and before.get("progress") == progress
     fruitless = before.get("fruitless", 0) + 1 if is_fruitless else 0
     if attempt > 1 and fruitless >= MOST_FRUITLESS:
         raise SamnnError(

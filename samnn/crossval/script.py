@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from samnn.crossval import gather, prepare
 from samnn.crossval.experiment import Experiment, Method
 from samnn.crossval.folds import Fold, predict_command
-from samnn.crossval.steps import Step, steps_of, test_folder
+from samnn.crossval.steps import Step, raw_folder, steps_of
 
 
 def shell_lines(experiment: Experiment) -> Iterator[str]:
@@ -72,7 +72,7 @@ def _commands(experiment: Experiment, step: Step) -> Iterator[list[str]]:
         yield Fold(experiment, step.method, step.fold).command()
     elif step.kind == "predict":
         target = experiment.out / "test" / step.method.folder
-        yield predict_command(experiment, step.method, test_folder(experiment, "imagesTs"), target)
+        yield predict_command(experiment, step.method, raw_folder(experiment, "imagesTs"), target)
     elif step.kind == "evaluate":
         yield gather.evaluate_command(experiment, step.method, is_test=step.is_test)
     elif step.kind == "ensemble":

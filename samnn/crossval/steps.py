@@ -25,7 +25,7 @@ class Step:
     is_test: bool = False  # of the test set
     cpus: int = 1
     memory_mb: int = 4000
-    minutes: int = 24 * 60
+    minutes: int = 60
     gpus: int = 0
 
     @property
@@ -72,46 +72,38 @@ def steps_in(out: Path) -> list[Step]:
 
 def steps_of(experiment: Experiment) -> Iterator[Step]:
     """Preparation, folds, then what gathers them."""
-    methods = experiment.methods
-    yield Step("prepare", "prepare", (), cpus=experiment.cpus, memory_mb=_mb(experiment.memory_gb))
+    methods, several = experiment.methods, experiment.ensemble and len(experiment.methods) > 1
+    rest = {"memory_mb": _mb(experiment.memory_gb), "minutes": _minutes(experiment.hours)}
+    yield Step("prepare", "prepare", (), cpus=experiment.cpus, **rest)
     for method in methods:
         for fold in experiment.folds:
-            on_gpu = experiment.device == "cuda"
-            yield Step(
-                _fold(method, fold),
-                "fold",
-                ("prepare", *_finished_before(experiment, method, fold)),
-                method,
-                fold,
-                cpus=int(experiment.limit(method, "cpus")),
-                memory_mb=_mb(experiment.limit(method, "memory_gb")),
-                minutes=max(1, round(60 * experiment.limit(method, "hours"))),
-                gpus=int(experiment.limit(method, "gpus")) if on_gpu else 0,
-            )
-    folds = {method: tuple(_fold(method, fold) for fold in experiment.folds) for method in methods}
-    several = experiment.ensemble and len(methods) > 1
+            needs = ("prepare", *_finished_before(experiment, method, fold))
+            limits = _limits(experiment, method)
+            yield Step(_fold(method, fold), "fold", needs, method, fold, **limits)
+    done = {method: tuple(_fold(method, fold) for fold in experiment.folds) for method in methods}
     for is_test in (False, True) if has_test_set(experiment) else (False,):
         end = "-test" if is_test else ""
-        done = folds
         if is_test:
             for method in methods:
-                yield _prediction(experiment, method, folds[method])
-                done = done | {method: (f"predict-{method.folder}",)}
-        is_labelled = not is_test or has_test_labels(experiment)
-        for method in methods if is_labelled else ():
-            yield Step(f"evaluate{end}-{method.folder}", "evaluate", done[method], method, is_test=is_test)
+                limits = _limits(experiment, method) | {"gpus": 1 if experiment.device == "cuda" else 0}
+                step = Step(
+                    f"predict-{method.folder}", "predict", done[method], method, is_test=True, **limits
+                )
+                yield step
+                done[method] = (step.name,)
         all_done = tuple(name for method in methods for name in done[method])
-        if several:
-            # the weights of a test set's ensemble are those of the cross-validation
-            needs = all_done + (tuple(n for m in methods for n in folds[m]) if is_test else ())
-            yield Step(
-                f"ensemble{end}", "ensemble", needs, is_test=is_test, memory_mb=_mb(experiment.memory_gb)
-            )
-            if not is_test:
-                yield Step("best", "best", all_done, memory_mb=_mb(experiment.memory_gb))
+        is_labelled = not is_test or has_test_labels(experiment)
         if is_labelled:
-            needs = (*all_done, *((f"ensemble{end}",) if several else ()))
-            yield Step(f"compare{end}", "compare", needs, is_test=is_test)
+            for method in methods:
+                name = f"evaluate{end}-{method.folder}"
+                yield Step(name, "evaluate", done[method], method, is_test=is_test, **rest)
+        if several:
+            yield Step(f"ensemble{end}", "ensemble", all_done, is_test=is_test, **rest)
+            if not is_test:
+                yield Step("best", "best", all_done, **rest)
+        if is_labelled:
+            needs = (*all_done, f"ensemble{end}") if several else all_done
+            yield Step(f"compare{end}", "compare", needs, is_test=is_test, **rest)
 
 
 def has_test_set(experiment: Experiment) -> bool:
@@ -123,29 +115,26 @@ def has_test_labels(experiment: Experiment) -> bool:
     return any(_raw(experiment, "labelsTs"))
 
 
-def test_folder(experiment: Experiment, what: str) -> Path:
+def raw_folder(experiment: Experiment, what: str) -> Path:
     """imagesTs or labelsTs of the raw dataset."""
     return root("nnUNet_raw") / experiment.dataset / what
 
 
 def _raw(experiment: Experiment, what: str) -> list[Path]:
     try:
-        return sorted(test_folder(experiment, what).glob("[!.]*"))
+        return sorted(raw_folder(experiment, what).glob("[!.]*"))
     except SamnnError:  # no raw data on this machine
         return []
 
 
-def _prediction(experiment: Experiment, method: Method, needs: tuple[str, ...]) -> Step:
-    return Step(
-        f"predict-{method.folder}",
-        "predict",
-        needs,
-        method,
-        is_test=True,
-        cpus=int(experiment.limit(method, "cpus")),
-        memory_mb=_mb(experiment.limit(method, "memory_gb")),
-        gpus=1 if experiment.device == "cuda" else 0,
-    )
+def _limits(experiment: Experiment, method: Method) -> dict[str, int]:
+    """What a fold of a method asks of the machine."""
+    return {
+        "cpus": int(experiment.limit(method, "cpus")),
+        "memory_mb": _mb(experiment.limit(method, "memory_gb")),
+        "minutes": _minutes(experiment.limit(method, "hours")),
+        "gpus": int(experiment.limit(method, "gpus")) if experiment.device == "cuda" else 0,
+    }
 
 
 def _finished_before(experiment: Experiment, method: Method, fold: int) -> tuple[str, ...]:
@@ -160,3 +149,7 @@ def _fold(method: Method, fold: int) -> str:
 
 def _mb(gigabytes: float) -> int:
     return max(1, round(1000 * gigabytes))
+
+
+def _minutes(hours: float) -> int:
+    return max(1, round(60 * hours))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,6 +25,25 @@ ROUNDS = int(os.environ.get("SAMNN_KILL_ROUNDS", "8"))
 def arguments(out: Path) -> list[str]:
     few = ["--device", "cpu", "--cpus", "1", "--no-ensemble", "--retries", "0"]
     return ["crossval", "-d", "511", "--methods", ENET, UNET, "--folds", "0", "1", *few, "-o", str(out)]
+
+
+def kill_one_of(process: subprocess.Popen, rng: random.Random) -> str:
+    """Kill a random process of the family; → its command, or why there was none to kill."""
+    try:
+        victim = rng.choice(
+            [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        )
+        name = " ".join(victim.cmdline())[-60:]
+        victim.send_signal(signal.SIGKILL)
+    except psutil.NoSuchProcess:
+        return "ended by itself"
+    return name
+
+
+def kill_all_of(process: subprocess.Popen) -> None:
+    for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def test_killed_at_random_and_resumed_equals_undisturbed(
@@ -44,16 +64,14 @@ def test_killed_at_random_and_resumed_equals_undisturbed(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(rng.uniform(5, 45))
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        victim = rng.choice(family)
-        try:
-            log.append(f"round {round_}: {' '.join(victim.cmdline())[-70:]}")
-            victim.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
-        finally:
-            process.wait()
+        time.sleep(rng.uniform(5, 40))
+        log.append(f"round {round_}: {kill_one_of(process, rng)}")
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        if process.poll() is None and rng.random() < 0.5:  # all at once, as a machine that loses its power
+            kill_all_of(process)
+        process.kill()  # otherwise whoever watched alone: the jobs live on, and the next run meets them
+        process.wait()
         finished = {
             str(path): path.stat().st_mtime_ns for path in results.glob("*/fold_*/checkpoint_final.pth")
         }

@@ -76,7 +76,9 @@ def test_a_fold_that_is_longer_than_its_jobs_is_carried_over_several(
     cut = toy_folders(tmp_path / "cut")
     out, results = cut / "out", cut / "nnUNet_results" / DATASET
     limited = on_slurm("--retries 9")
-    samnn(*arguments(out, "--hours", "0.016", *limited, methods=(LONG,)), **slurm.environment)
+    limits = tmp_path / "limits.toml"
+    limits.write_text(f'[limits."{LONG}"]\nhours = 0.016\n')
+    samnn(*arguments(out, "--file", str(limits), *limited, methods=(LONG,)), **slurm.environment)
     started = trainings(results)
     with capsys.disabled():
         print("\ntrainings started:", started)
