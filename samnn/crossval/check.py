@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +31,8 @@ def check(experiment: Experiment, *, is_prepared: bool) -> dict[str, dict[str, A
     Raises:
         Problems: everything that keeps a method from being trained, at once.
     """
-    os.environ.update(experiment.environment())  # nnU-Net reads them as it is imported
     checked, problems = {}, []
-    with warnings.catch_warnings():
+    with _environment(experiment.environment()), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch, as nnU-Net is imported
         for method in experiment.methods:
             try:
@@ -41,17 +41,31 @@ def check(experiment: Experiment, *, is_prepared: bool) -> dict[str, dict[str, A
                 problems += [f"{method}: {problem}" for problem in found.problems]
             except SamnnError as error:
                 problems.append(f"{method}: {error}")
-    problems += _folds_from_elsewhere(experiment) if is_prepared and not problems else []
     if problems:
-        raise Problems("Nothing was started: these methods cannot be trained.", problems)
+        raise Problems("Nothing is trained: these methods cannot be.", problems)
     return checked
 
 
 def check_and_keep(experiment: Experiment) -> None:
-    """After the preparation: check all, keep what was found in checked.json, and look at folds that are there already."""
-    checked = check(experiment, is_prepared=False)
-    write_json(experiment.out / "checked.json", checked)
-    check(experiment, is_prepared=True)
+    """After the preparation: check all, keep what was found in checked.json, and look at folds that are there already.
+
+    Raises:
+        Problems: as `check`, or folds were made by something else.
+    """
+    write_json(experiment.out / "checked.json", check(experiment, is_prepared=True))
+    if problems := _folds_from_elsewhere(experiment):
+        raise Problems("Nothing is trained: results are in the way.", problems)
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _checked(experiment: Experiment, method: Method, is_prepared: bool) -> dict[str, Any]:
