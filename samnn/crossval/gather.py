@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -61,13 +62,15 @@ def ensemble_folder(experiment: Experiment, *, is_test: bool) -> Path:
 
 def best_command(experiment: Experiment) -> list[str]:
     """nnU-Net's find_best_configuration by its function: its command tries every trainer with every configuration."""
-    models = tuple(
-        {"plans": method.plans, "configuration": method.configuration, "trainer": method.trainer}
-        for method in experiment.methods
+    models = json.dumps(
+        [
+            {"plans": method.plans, "configuration": method.configuration, "trainer": method.trainer}
+            for method in experiment.methods
+        ]
     )
     code = (
         "from nnunetv2.evaluation.find_best_configuration import find_best_configuration; "
-        f"find_best_configuration({experiment.number}, {models!r}, folds={experiment.folds!r})"
+        f"find_best_configuration({experiment.number}, {models}, folds={experiment.folds!r})"
     )
     return ["python", "-c", code]
 

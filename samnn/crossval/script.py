@@ -19,8 +19,9 @@ def shell_lines(experiment: Experiment) -> Iterator[str]:
     yield "# once; the last of these writes splits_final.json, which two folds that start together may damage"
     yield shlex.join(prepare.fingerprint_command(experiment))
     yield shlex.join(prepare.plan_command(experiment))
-    for method in experiment.methods:
-        yield shlex.join(prepare.preprocess_command(experiment, method))
+    yield from dict.fromkeys(
+        shlex.join(prepare.preprocess_command(experiment, m)) for m in experiment.methods
+    )
     yield shlex.join([*_this(experiment), "--snakemake", "--until prepare"])
     kind = "prepare"
     for step in steps_of(experiment):
@@ -60,7 +61,7 @@ def _links(experiment: Experiment, method: Method) -> Iterator[str]:
 TITLES = {
     "fold": "folds; add --c to go on with one that was stopped",
     "predict": "the test set",
-    "evaluate": "evaluation of these folds alone",
+    "evaluate": "evaluation",
     "ensemble": "mean probabilities",
     "best": "nnU-Net's choice",
     "compare": "comparison",

@@ -131,7 +131,9 @@ def _with_device(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _print_steps(steps: Sequence[Step], states: Mapping[str, str], console: Console) -> None:
-    table = Table("step", "state", "cores", "GPUs", "memory", "hours", box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for heading in ("step", "state", "cores", "GPUs", "memory", "hours"):
+        table.add_column(heading, overflow="fold")
     for step in steps:
         hours = f"{step.minutes / 60:g}"
         memory = f"{step.memory_mb / 1000:g} GB"

@@ -62,7 +62,9 @@ def _state(out: Path, step: Step) -> State:
 def print_status(out: Path, steps: Sequence[Step], console: Console) -> bool:
     """A table of all steps, and why some failed; → whether all are done."""
     states = states_of(out, steps)
-    table = Table("step", "state", "", "where", box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for heading in ("step", "state", "", "where"):
+        table.add_column(heading, overflow="fold")
     for state in states:
         link = Text(state.step.name)
         if (out / state.step.log).is_file():
