@@ -1,58 +1,56 @@
 """A small real experiment from one command to its report: what is there, what is recorded, what is not done twice."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from toy import DATASET, FOLDERS, SMALL, write_toy
+from rich.console import Console
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="Snakemake 9 needs Python 3.11")
+DATASET = "Dataset501_Tiny"
 METHOD = "nnUNetTrainerENet_1epochs_2iters_seed1:2d"
 FOLDER = "nnUNetTrainerENet_1epochs_2iters_seed1__nnUNetPlans__2d"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """Two folds of one method, through `samnn crossval`, from raw data to the report."""
+def finished(nnunet: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """Two folds of one method as `samnn crossval` runs them; planned and preprocessed before, without splits."""
+    from samnn.crossval.start import start
+
     root = tmp_path_factory.mktemp("crossval")
-    environment = {name: str(root / name) for name in FOLDERS} | SMALL
-    for name in FOLDERS:
-        (root / name).mkdir()
-    write_toy(root / "nnUNet_raw", n_training=5)
+    folders = {"nnUNet_preprocessed": root / "preprocessed", "nnUNet_results": root / "results"}
+    shutil.copytree(nnunet.preprocessed / DATASET, root / "preprocessed" / DATASET)
+    (root / "preprocessed" / DATASET / "splits_final.json").unlink(missing_ok=True)
     out = root / "out"
-    command = [str(Path(sys.executable).with_name("samnn")), "crossval", "-d", "511", "--methods", METHOD]
-    command += ["--folds", "0", "1", "--device", "cpu", "--cpus", "1", "-o", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=600)
-    log = out / "logs" / "snakemake.log"
-    assert done.returncode == 0, f"{done.stderr}\n{log.read_text()[-3000:] if log.is_file() else ''}"
+    given = {"dataset": 501, "methods": [METHOD], "folds": [0, 1], "device": "cpu", "cpus": 1, "test": False}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        yield SimpleNamespace(
-            root=root, out=out, output=done.stdout, results=root / "nnUNet_results" / DATASET
-        )
+        for name, folder in folders.items():
+            patch.setenv(name, str(folder))
+        start(
+            given, file=None, out=out, resume=False, executor="local", jobs=1, extra="", dry_run=False,
+            print_commands=False, console=Console(stderr=True),
+        )  # fmt: skip
+        yield SimpleNamespace(out=out, preprocessed=root / "preprocessed", results=root / "results" / DATASET)
 
 
 def test_one_command_ends_in_a_report_of_exactly_these_folds(finished: SimpleNamespace) -> None:
     report = (finished.out / "comparison" / "report.html").read_text()
     assert METHOD in report
-    splits = json.loads((finished.root / "nnUNet_preprocessed" / DATASET / "splits_final.json").read_text())
+    splits = json.loads((finished.preprocessed / DATASET / "splits_final.json").read_text())
     held_out = {case for split in splits[:2] for case in split["val"]}
     values = (finished.out / "comparison" / "tables" / "values.csv").read_text()
-    assert {case for case in (f"p{i // 2}_{i}" for i in range(5)) if case in values} == held_out
+    assert {case for case in (f"case_{i}" for i in range(6)) if case in values} == held_out
     assert (finished.out / "evaluation" / FOLDER / "metrics.csv").is_file()
 
 
 def test_the_splits_are_those_that_nnunet_would_have_written(finished: SimpleNamespace) -> None:
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    splits = json.loads((finished.root / "nnUNet_preprocessed" / DATASET / "splits_final.json").read_text())
+    splits = json.loads((finished.preprocessed / DATASET / "splits_final.json").read_text())
     cases = sorted(case for split in splits for case in split["val"])
     assert splits == [
         {k: [str(c) for c in v] for k, v in split.items()} for split in generate_crossval_split(cases)
@@ -68,7 +66,7 @@ def test_every_fold_says_what_made_it(finished: SimpleNamespace) -> None:
         made = json.loads((finished.results / FOLDER / f"fold_{fold}" / "provenance.json").read_text())
         assert made["dataset"] == DATASET and made["split"]["fold"] == fold and made["seed"] == 1
         assert len(made["data"]["sha256"]) == len(made["plans"]["sha256"]) == 64
-        assert made["commands"][0][:4] == ["nnUNetv2_train", "511", "2d", str(fold)]
+        assert made["commands"][0][:4] == ["nnUNetv2_train", "501", "2d", str(fold)]
         assert made["versions"]["nnunetv2"] and made["hardware"]["processor"]
     whole = json.loads((finished.out / "comparison" / "provenance.json").read_text())
     assert whole["folds"][METHOD]["1"] == made
@@ -77,8 +75,6 @@ def test_every_fold_says_what_made_it(finished: SimpleNamespace) -> None:
 def test_again_nothing_is_trained_and_nothing_is_written(
     finished: SimpleNamespace, capsys: pytest.CaptureFixture
 ) -> None:
-    from rich.console import Console
-
     from samnn.crossval.engine import run
     from samnn.crossval.experiment import Experiment
     from samnn.crossval.steps import steps_in
@@ -104,8 +100,8 @@ def test_a_finished_fold_is_taken_as_it_is_without_its_marker(finished: SimpleNa
     assert checkpoint.stat().st_mtime_ns == before
 
 
-def test_status_shows_every_step_and_its_log(finished: SimpleNamespace, samnn: Callable) -> None:
-    shown = samnn("crossval", "status", "-o", finished.out, COLUMNS="200").stdout
+def test_status_shows_every_step_and_its_log(finished: SimpleNamespace, command: Callable) -> None:
+    shown = command("samnn", "crossval", "status", "-o", finished.out, COLUMNS="200").stdout
     assert shown.count("done") >= 5 and "report.html" in shown
     assert (finished.out / "logs" / f"fold-{FOLDER}-1.log").is_file()
 
