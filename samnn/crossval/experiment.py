@@ -174,8 +174,8 @@ class Experiment:
         with whole_file(self.out / FILE) as part:
             part.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
-    def settle(self) -> bool:
-        """Write the file, unless it is there already; → whether methods or folds differ from an earlier one.
+    def settle(self) -> set[str]:
+        """Write the file, unless it is there already; → which of methods and folds differ from an earlier one's.
 
         Raises:
             SamnnError: the folder holds something else, or an experiment that differs in more than it can grow by.
@@ -188,10 +188,10 @@ class Experiment:
                     f"{self.out}: is not empty and holds no experiment. Name another folder with -o."
                 )
             self.write()
-            return False
+            return set()
         before = Experiment.read(self.out / FILE)
         if before == self:
-            return False
+            return set()
         differing = [
             f"{entry.name} was {getattr(before, entry.name)!r}, is {getattr(self, entry.name)!r}."
             for entry in fields(self)
@@ -203,7 +203,7 @@ class Experiment:
                 differing,
             )
         self.write()
-        return (before.methods, before.folds) != (self.methods, self.folds)
+        return {name for name in ("methods", "folds") if getattr(before, name) != getattr(self, name)}
 
     # ---- where things lie
 
@@ -211,6 +211,11 @@ class Experiment:
     def number(self) -> str:
         """The dataset's number, as commands take it."""
         return str(int(DATASET.fullmatch(self.dataset)[1]))
+
+    @property
+    def saves_probabilities(self) -> bool:
+        """For an ensemble of two methods or more."""
+        return self.ensemble and len(self.methods) > 1
 
     @property
     def preprocessed_folder(self) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 
 from samnn.crossval.experiment import Experiment, Method
 from samnn.errors import SamnnError
+from samnn.io import read_labels
 
 EPOCH = re.compile(r": Epoch (\d+)\s*$", re.MULTILINE)
 TAIL_BYTES = 20_000
@@ -47,13 +48,9 @@ class Fold:
             return False
         if len(rows) != len(held_out):
             return False
-        return not self.saves_probabilities or all(
+        return not self.experiment.saves_probabilities or all(
             (validation / f"{case}.npz").is_file() for case in held_out
         )
-
-    @property
-    def saves_probabilities(self) -> bool:
-        return self.experiment.ensemble and len(self.experiment.methods) > 1
 
     def command(self) -> list[str]:
         """The stock command that starts it, goes on with it, or validates it."""
@@ -63,7 +60,7 @@ class Fold:
         gpus = int(experiment.limit(method, "gpus"))
         if experiment.device == "cuda" and gpus > 1:
             command += ["-num_gpus", str(gpus)]
-        if self.saves_probabilities:
+        if self.experiment.saves_probabilities:
             command.append("--npz")
         if self.is_trained:
             return [*command, "--val"]
@@ -100,13 +97,29 @@ def predict_command(experiment: Experiment, method: Method, images: Path, target
     command = ["nnUNetv2_predict", "-i", str(images), "-o", str(target), "-d", experiment.number]
     command += ["-c", method.configuration, "-tr", method.trainer, "-p", method.plans]
     command += ["-f", *map(str, experiment.folds), "-device", experiment.device]
-    if experiment.ensemble and len(experiment.methods) > 1:
+    if experiment.saves_probabilities:
         command.append("--save_probabilities")
     return [*command, "--continue_prediction", "--disable_progress_bar"]
 
 
+def remove_half_written(target: Path, *, ending: str, with_probabilities: bool) -> list[Path]:
+    """Remove predictions that a killed process left half-written: nnU-Net goes on after whatever is there; → those."""
+    removed = []
+    for path in sorted(target.glob(f"*{ending}")):
+        probabilities = path.with_name(path.name.removesuffix(ending) + ".npz")
+        try:
+            read_labels(path)
+            if not with_probabilities or is_whole(probabilities):
+                continue
+        except SamnnError:
+            pass
+        path.unlink()
+        removed.append(path)
+    return removed
+
+
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint has the table of contents that torch writes last."""
+    """Whether a checkpoint, or an .npz, has the table of contents that is written last."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             return bool(archive.namelist())

@@ -79,7 +79,7 @@ def compare_command(experiment: Experiment, *, is_test: bool) -> list[str]:
     """The comparison of all methods, and of their ensemble where there is one."""
     sources = [_source(experiment, method, is_test)[-1] for method in experiment.methods]
     names = [str(method) for method in experiment.methods]
-    if experiment.ensemble and len(experiment.methods) > 1:
+    if experiment.saves_probabilities:
         sources.append(str(ensemble_folder(experiment, is_test=is_test)))
         names.append(ENSEMBLE)
     target = experiment.out / ("test/comparison" if is_test else "comparison")

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from samnn.atomic import only_writer, write_json
 from samnn.crossval.experiment import FILE, Experiment
-from samnn.crossval.folds import Fold, predict_command, read_json
+from samnn.crossval.folds import Fold, predict_command, read_json, remove_half_written
 from samnn.crossval.steps import Step, raw_folder, steps_in
 from samnn.errors import SamnnError
 
@@ -160,6 +160,9 @@ def _fold(out: Path, experiment: Experiment, step: Step, run: Runner) -> dict[st
 def _predict(out: Path, experiment: Experiment, step: Step, run: Runner) -> None:
     target = experiment.out / "test" / step.method.folder
     target.mkdir(parents=True, exist_ok=True)
+    ending = read_json(experiment.preprocessed_folder / "dataset.json")["file_ending"]
+    for path in remove_half_written(target, ending=ending, with_probabilities=experiment.saves_probabilities):
+        run.say(f"{path}: was half-written, and is predicted again")
     with _gpus(out, step.gpus) as (visible, locks):
         run.kept_open = locks
         images = raw_folder(experiment, "imagesTs")

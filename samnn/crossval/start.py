@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,11 @@ def start(
             steps, {state.step.name: state.status for state in states_of(experiment.out, steps)}, console
         )
         return
-    grew = experiment.settle()
+    changed = experiment.settle()
     steps = steps_in(experiment.out)
-    if grew:  # what was gathered from other methods or folds is gathered again
+    if "folds" in changed:  # test cases are predicted by all folds
+        shutil.rmtree(experiment.out / "test", ignore_errors=True)
+    if changed:  # what was gathered from other methods or folds is gathered again
         for step in steps:
             if step.kind not in ("fold", "prepare", "predict"):
                 (experiment.out / step.marker).unlink(missing_ok=True)

@@ -72,7 +72,7 @@ def steps_in(out: Path) -> list[Step]:
 
 def steps_of(experiment: Experiment) -> Iterator[Step]:
     """Preparation, folds, then what gathers them."""
-    methods, several = experiment.methods, experiment.ensemble and len(experiment.methods) > 1
+    methods = experiment.methods
     rest = {"memory_mb": _mb(experiment.memory_gb), "minutes": _minutes(experiment.hours)}
     yield Step("prepare", "prepare", (), cpus=experiment.cpus, **rest)
     for method in methods:
@@ -97,12 +97,12 @@ def steps_of(experiment: Experiment) -> Iterator[Step]:
             for method in methods:
                 name = f"evaluate{end}-{method.folder}"
                 yield Step(name, "evaluate", done[method], method, is_test=is_test, **rest)
-        if several:
+        if experiment.saves_probabilities:
             yield Step(f"ensemble{end}", "ensemble", all_done, is_test=is_test, **rest)
             if not is_test:
                 yield Step("best", "best", all_done, **rest)
         if is_labelled:
-            needs = (*all_done, f"ensemble{end}") if several else all_done
+            needs = (*all_done, f"ensemble{end}") if experiment.saves_probabilities else all_done
             yield Step(f"compare{end}", "compare", needs, is_test=is_test, **rest)
 
 

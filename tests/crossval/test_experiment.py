@@ -9,17 +9,20 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import DATASET
+from toy import DATASET, GRID
 
 from samnn.crossval.commands import spread
 from samnn.crossval.experiment import Experiment, Method
+from samnn.crossval.folds import remove_half_written
 from samnn.crossval.job import MOST_FRUITLESS, _gpus, _recorded
 from samnn.crossval.lowdata import smaller_splits
 from samnn.crossval.steps import Step, steps_of
 from samnn.errors import Problems, SamnnError
+from samnn.io import Volume, write_volume
 
 needs_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is in Python 3.11 and newer")
 METHODS = ["nnUNetTrainer:3d_fullres", "nnUNetTrainerENet:2d", "nnUNetTrainerSAMed:2d_samed:samnnPlans"]
@@ -121,9 +124,9 @@ def test_limits_come_from_the_experiment_then_the_plans_then_the_defaults(experi
 
 @needs_toml
 def test_another_experiment_in_the_same_folder_is_refused_but_it_may_grow(experiment: Experiment) -> None:
-    assert experiment.settle() is False
-    assert experiment.settle() is False
-    assert replace(experiment, folds=(0, 1, 2)).settle() is True
+    assert experiment.settle() == set()
+    assert experiment.settle() == set()
+    assert replace(experiment, folds=(0, 1, 2)).settle() == {"folds"}
     with pytest.raises(Problems, match="ensemble was True, is False"):
         replace(experiment, folds=(0, 1, 2), ensemble=False).settle()
 
@@ -200,6 +203,19 @@ with only_writer(Path({str(target)!r})) as lock:
     os.kill(int(done.stdout), signal.SIGKILL)
     with only_writer(target, wait=True):
         pass
+
+
+def test_half_written_predictions_are_made_again(tmp_path: Path) -> None:
+    """A killed prediction leaves the first half of a file; another has its label map, and not its probabilities."""
+    for name in ("whole", "half", "without"):
+        write_volume(tmp_path / f"{name}.nii.gz", Volume(np.zeros(GRID.shape, np.uint8), GRID))
+        np.savez_compressed(tmp_path / f"{name}.npz", probabilities=np.zeros(3))
+    half = tmp_path / "half.nii.gz"
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    (tmp_path / "without.npz").unlink()
+    removed = remove_half_written(tmp_path, ending=".nii.gz", with_probabilities=True)
+    assert [path.name for path in removed] == ["half.nii.gz", "without.nii.gz"]
+    assert (tmp_path / "whole.nii.gz").is_file() and not half.exists()
 
 
 # ---- fewer patients
