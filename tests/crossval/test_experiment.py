@@ -186,21 +186,23 @@ def test_gpus_are_lent_to_one_job_each(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_lock_is_held_by_the_command_beyond_the_death_of_its_job(tmp_path: Path) -> None:
     from samnn.atomic import only_writer
 
-    target = tmp_path / "fold_0"
+    target, pid = tmp_path / "fold_0", tmp_path / "pid"
     script = f"""
-import os, signal, subprocess
+import os, signal, threading
 from pathlib import Path
 from samnn.atomic import only_writer
-with only_writer(Path({str(target)!r})) as lock:
-    child = subprocess.Popen(["sleep", "30"], pass_fds=(lock,), stdout=subprocess.DEVNULL)
-    print(child.pid, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+from samnn.crossval.job import Runner
+with only_writer(Path({str(target)!r})) as lock, open({str(tmp_path / "log")!r}, "a") as log:
+    run = Runner(log, {{}})
+    run.kept_open = [lock]
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    run(["sh", "-c", "echo $$ > {pid}; exec sleep 30"])
 """
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, "-c", script])
     assert done.returncode == -signal.SIGKILL
     with pytest.raises(SamnnError, match="another process"), only_writer(target):
         pass
-    os.kill(int(done.stdout), signal.SIGKILL)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
     with only_writer(target, wait=True):
         pass
 
