@@ -13,7 +13,7 @@ from typing import Any
 from samnn.atomic import write_json
 from samnn.crossval.experiment import Experiment, Method
 from samnn.crossval.folds import Fold, read_json
-from samnn.crossval.prepare import STOCK_PLANS, read_splits
+from samnn.crossval.prepare import STOCK_PLANS
 from samnn.crossval.provenance import FILE, differences, of_fold
 from samnn.crossval.steps import CRF_FINETUNE
 from samnn.doctor import PROBLEM
@@ -139,11 +139,10 @@ def _weights(trainer: Any, manager: Any, configuration: str) -> dict[str, str] |
 def _folds_from_elsewhere(experiment: Experiment) -> list[str]:
     """Folds in the results folder that other data, splits, plans or weights made."""
     problems = []
-    splits = read_splits(experiment)
     for method in experiment.methods:
         for number in experiment.folds:
             fold = Fold(experiment, method, number)
-            if not (fold.folder / FILE).is_file() or not fold.is_finished(splits[number]["val"]):
+            if not (fold.folder / FILE).is_file() or not (fold.is_trained or fold.is_begun):
                 continue
             differing = differences(read_json(fold.folder / FILE), of_fold(experiment, method, number))
             if differing:

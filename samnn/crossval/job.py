@@ -111,7 +111,7 @@ def do(out: Path, name: str, *, attempt: int = 1) -> None:
             made = DO[step.kind](out, experiment, step, runner)
         from samnn.crossval.provenance import surroundings
 
-        write_json(marker, {"step": name} | (made or {}) | surroundings(runner.commands))
+        write_json(marker, {"step": name} | surroundings(runner.commands) | (made or {}))
 
 
 # ---- the kinds of steps
@@ -139,22 +139,25 @@ def _fold(out: Path, experiment: Experiment, step: Step, run: Runner) -> dict[st
     fold = Fold(experiment, step.method, step.fold)
     held_out = read_splits(experiment)[step.fold]["val"]
     now = of_fold(experiment, step.method, step.fold)
+    known = fold.folder / FILE
     with only_writer(fold.folder, wait=True) as lock, _gpus(out, step.gpus) as (visible, locks):
         for path in fold.set_damaged_aside():
             run.say(f"{path}: was half-written, and is set aside")
+        made = read_json(known) if known.is_file() else now | ({"note": UNKNOWN} if fold.is_trained else {})
         if fold.is_finished(held_out):
             run.say(f"{fold.folder}: finished, not trained again")
-            known = fold.folder / FILE
-            return read_json(known) if known.is_file() else now | {"note": UNKNOWN}
-        run.kept_open = [
-            lock,
-            *locks,
-        ]  # whoever kills this process does not free the fold while the command lives
+            return made
+        # whoever kills this process does not free the fold while the command lives
+        run.kept_open = [lock, *locks]
+        fold.folder.mkdir(parents=True, exist_ok=True)
+        commands = [*made.get("commands", []), fold.command()]
+        write_json(known, made | surroundings(commands))
         run(fold.command(), **visible)
         if not fold.is_finished(held_out):
             raise SamnnError(f"{fold.folder}: the command has ended, but the fold is not finished.")
-        write_json(fold.folder / FILE, now | surroundings(run.commands))
-        return now
+        made |= surroundings(commands)
+        write_json(known, made)
+        return made
 
 
 def _predict(out: Path, experiment: Experiment, step: Step, run: Runner) -> None:
