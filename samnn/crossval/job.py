@@ -143,7 +143,8 @@ def _fold(out: Path, experiment: Experiment, step: Step, run: Runner) -> dict[st
     with only_writer(fold.folder, wait=True) as lock, _gpus(out, step.gpus) as (visible, locks):
         for path in fold.set_damaged_aside():
             run.say(f"{path}: was half-written, and is set aside")
-        made = read_json(known) if known.is_file() else now | ({"note": UNKNOWN} if fold.is_trained else {})
+        before = {"note": UNKNOWN} if fold.is_trained else {}
+        made = (read_json(known) if known.is_file() else before) | now
         if fold.is_finished(held_out):
             run.say(f"{fold.folder}: finished, not trained again")
             return made

@@ -92,7 +92,7 @@ def surroundings(commands: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Versions, hardware, time, and the commands that were run."""
     return {
         "commands": [list(command) for command in commands],
-        "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         "hardware": {
             "system": platform.platform(),
