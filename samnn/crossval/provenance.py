@@ -113,7 +113,9 @@ def _plans(path: Path, configuration: str) -> dict[str, Any]:
         own = plans["configurations"][name]
         resolved = own | resolved
         name = own.get("inherits_from")
-    resolved.pop("samnn", None)  # forecasts, which may be made anew
+    ours = resolved.get("samnn", {})
+    forecasts = ("hours", "memory_gb")  # may be made anew
+    resolved["samnn"] = {key: value for key, value in ours.items() if key not in forecasts}
     others = {key: value for key, value in plans.items() if key not in ("configurations", "samnn")}
     return others | {"configuration": resolved}
 
