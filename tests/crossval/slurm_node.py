@@ -11,13 +11,15 @@ import subprocess
 import time
 from pathlib import Path
 
+CONF = Path("/etc/slurm/slurm.conf")  # the plugin takes SLURM_CONF from the environment of its job steps
 NEEDED = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "scancel")
 
 
 def missing() -> list[str]:
     """Which of its programs are not here; a note where this is not root."""
     found = [name for name in NEEDED if shutil.which(name) is None]
-    return found if os.geteuid() == 0 else [*found, "root"]
+    found += [] if os.geteuid() == 0 else ["root"]
+    return found + ([f"no {CONF} of another SLURM"] if os.path.lexists(CONF) else [])
 
 
 class Slurm:
@@ -75,6 +77,8 @@ class Slurm:
         return text + node + f"PartitionName=toy Nodes={host} Default=YES MaxTime=INFINITE State=UP\n"
 
     def __enter__(self) -> Slurm:
+        CONF.parent.mkdir(exist_ok=True)
+        CONF.symlink_to(self.conf)
         self._start("munged", "--foreground", "--force", f"--key-file={self.key}", f"--socket={self.socket}",
                     f"--pid-file={self.folder / 'munge' / 'pid'}", f"--seed-file={self.folder / 'munge' / 'seed'}",
                     f"--log-file={self.folder / 'munge' / 'log'}")  # fmt: skip
@@ -85,7 +89,8 @@ class Slurm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True)
+        CONF.unlink()
+        self.run("scancel", "--user=root")
         time.sleep(1)
         for process in reversed(list(self.processes.values())):
             process.terminate()
@@ -98,6 +103,12 @@ class Slurm:
     def start_controller(self) -> None:
         self._start("slurmctld", "-D", "-f", str(self.conf))
         _until(lambda: "UP" in self.run("scontrol", "ping"), "slurmctld")
+
+    def recover(self) -> None:
+        """Start the controller again. It drains a node with a job it does not know: the administrator takes it back."""
+        self.start_controller()
+        time.sleep(3)
+        self.run("scontrol", "update", f"NodeName={socket.gethostname()}", "State=RESUME")
 
     def kill_controller(self) -> None:
         self.processes["slurmctld"].send_signal(signal.SIGKILL)

@@ -55,7 +55,7 @@ def test_killed_jobs_and_a_killed_controller_change_nothing(
     _until(lambda: slurm.jobs(), process)
     slurm.kill_controller()
     time.sleep(5)
-    slurm.start_controller()
+    slurm.recover()
     process.kill()  # and whoever watched is gone, too
     process.wait()
     slurm.run("scancel", "--user=root")
