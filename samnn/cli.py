@@ -14,6 +14,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from samnn import __version__
+from samnn.crossval.commands import SeveralCommand, ensemble, lowdata
+from samnn.crossval.commands import app as crossval_app
 from samnn.errors import SamnnError
 from samnn.weights.commands import app as weights_app
 
@@ -85,6 +87,9 @@ def convert() -> None:
 
 app.add_typer(convert_app, name="convert")
 app.add_typer(weights_app, name="weights")
+app.add_typer(crossval_app, name="crossval")
+app.command(cls=SeveralCommand)(lowdata)
+app.command(cls=SeveralCommand)(ensemble)
 
 
 def _print_version(asked: bool) -> None:

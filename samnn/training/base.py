@@ -21,6 +21,7 @@ from samnn.errors import SamnnError
 from samnn.inference import BatchedPredictor
 from samnn.inference.export import export_prediction_from_logits
 from samnn.training.loaders import SeededLoaders
+from samnn.training.parallel import wrapped_for
 from samnn.training.planned import Planned
 from samnn.training.randomness import seed_all
 from samnn.training.resume import Resumable
@@ -58,6 +59,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
     ) -> None:
         self.check(PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp and not torch.cuda.is_available():  # nnU-Net names a GPU to each process
+            self.device, self.grad_scaler = torch.device("cpu"), None
         for ours, theirs in _NNUNET_NAMES.items():
             value = getattr(self, ours)
             if value is not None:
@@ -122,7 +125,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
         """nnU-Net's hook; with a seed, the network's random weights are drawn from it."""
         if self.seed is not None and not self.was_initialized:
             seed_all(self.seed)
-        super().initialize()
+        with wrapped_for(self.device):
+            super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's hook, split in two so that an option can replace either half."""

@@ -80,6 +80,8 @@ def test_plugins_are_named_so_that_they_shadow_no_other_module():
 ROOF = (
     "samnn.cli",
     "samnn.apply_crf",
+    "samnn.crossval",
+    "samnn.ensemble",
     "samnn.demo",
     "samnn.doctor",
     "samnn.doctor_job",
@@ -106,6 +108,8 @@ STANDARD = tuple(sys.stdlib_module_names)
 FORBIDDEN = {
     "samnn.cli": (),
     "samnn.apply_crf": (),
+    "samnn.crossval": (),
+    "samnn.ensemble": (),
     "samnn.demo": (),
     "samnn.doctor": (),
     "samnn.doctor_job": (),
