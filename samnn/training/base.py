@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -14,7 +18,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from samnn import __version__
 from samnn.atomic import write_json
 from samnn.errors import SamnnError
+from samnn.inference import BatchedPredictor
+from samnn.inference.export import export_prediction_from_logits
 from samnn.training.loaders import SeededLoaders
+from samnn.training.parallel import wrapped_for
 from samnn.training.planned import Planned
 from samnn.training.randomness import seed_all
 from samnn.training.resume import Resumable
@@ -52,6 +59,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
     ) -> None:
         self.check(PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp and not torch.cuda.is_available():  # nnU-Net names a GPU to each process
+            self.device, self.grad_scaler = torch.device("cpu"), None
         for ours, theirs in _NNUNET_NAMES.items():
             value = getattr(self, ours)
             if value is not None:
@@ -116,7 +125,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
         """nnU-Net's hook; with a seed, the network's random weights are drawn from it."""
         if self.seed is not None and not self.was_initialized:
             seed_all(self.seed)
-        super().initialize()
+        with wrapped_for(self.device):
+            super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's hook, split in two so that an option can replace either half."""
@@ -152,8 +162,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
             self._write_settings()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's hook, in the precision of the training steps."""
-        with self.own_precision():
+        """nnU-Net's hook, with our predictor and export in the place of its own, in the precision of training steps."""
+        with _our_prediction(self.autocast_dtype()):
             super().perform_actual_validation(save_probabilities)
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -221,6 +231,18 @@ _NNUNET_NAMES = {
     "decay": "weight_decay",
     "deep_supervision": "enable_deep_supervision",
 }
+
+
+@contextmanager
+def _our_prediction(precision: torch.dtype | None) -> Iterator[None]:
+    """nnU-Net's validation names its predictor and its export in its own module: there ours take their place."""
+    theirs = host.nnUNetPredictor, host.export_prediction_from_logits
+    host.nnUNetPredictor = partial(BatchedPredictor, precision=precision)
+    host.export_prediction_from_logits = export_prediction_from_logits
+    try:
+        yield
+    finally:
+        host.nnUNetPredictor, host.export_prediction_from_logits = theirs
 
 
 def _loss_name(loss: Any) -> str:

@@ -11,10 +11,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from samnn.errors import SamnnError
+from samnn.inference.predictor import bare
 from samnn.training import hardware
 from samnn.training.randomness import random_state, set_random_state
 from samnn.training.schedules import IterationSchedule
@@ -156,7 +156,7 @@ class GuardedSteps(nnUNetTrainer):
         state = random_state()
         with _frozen_batch_statistics(self.network), self._autocast():
             # Twice what autograd saves for one: gradients of activations and workspace live beside them.
-            per_sample = hardware.saved_activation_bytes(_bare(self.network), pair)
+            per_sample = hardware.saved_activation_bytes(bare(self.network), pair)
         set_random_state(state)
         free = hardware.free_memory_bytes(self.device)
         fits = max(1, int(self.memory_share * free / max(per_sample, 1)))
@@ -217,13 +217,6 @@ def _to_device(target: Tensor | list[Tensor], device: torch.device) -> Tensor | 
 
 def _as_list(outputs: Tensor | list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
-def _bare(network: nn.Module) -> nn.Module:
-    """The network inside DDP and torch.compile wrappers."""
-    if isinstance(network, nn.parallel.DistributedDataParallel):
-        network = network.module
-    return network._orig_mod if isinstance(network, OptimizedModule) else network
 
 
 @contextmanager
