@@ -200,7 +200,7 @@ def slices(folder: Path, shared: Path) -> Sample:
     for (name, image, labels), part in zip(
         real_cases(shared, 4), ("train", "train", "val", "test"), strict=True
     ):
-        voxels, classes = both(image, labels)
+        voxels, classes = (array[..., 12:22] for array in both(image, labels))  # so many files, no more
         grey = np.clip(voxels, 0, 255).astype(np.uint8)
         for z in range(grey.shape[2]):  # as slice_segthor.py: rows are x
             png(folder / part / f"img/Patient_{name}_{z:04d}.png", grey[..., z])
@@ -241,7 +241,7 @@ def synapse(folder: Path, shared: Path) -> Sample:
         spacing_mm=SPACING_MM,
     )
     for number, (_, image, labels) in enumerate(real_cases(shared, 3)):
-        voxels, classes = both(image, labels)
+        voxels, classes = (array[..., 12:22] for array in both(image, labels))
         scaled = (voxels / max(1, voxels.max())).astype(np.float32)
         case = f"case{8 if number == 2 else number + 1:04d}"
         part = "Ts" if number == 2 else "Tr"
