@@ -5,7 +5,7 @@ UV := $(or $(shell command -v uv),.uv/bin/uv)
 INSTALLED := .venv/.installed
 unexport PYTHONDONTWRITEBYTECODE # without cached bytecode every worker process spends seconds on compiling torch
 
-.PHONY: help setup test test-slow demo lint wheel-test clean
+.PHONY: help setup test test-slow slurm-test demo lint wheel-test clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,10 +13,13 @@ help: ## show this list
 setup: $(INSTALLED) ## install samnn, editable, with all it needs, into .venv (PYTHON=python3.12 chooses another)
 
 test: setup ## run the tests, less those of minutes each
-	.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -m "not slow and not slurm" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run the tests of minutes each
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m "slow and not slurm"
+
+slurm-test: setup ## as root, with Debian's slurmctld slurmd slurm-client munge: experiments through a real SLURM
+	.venv/bin/python -m pytest -m slurm tests/crossval
 
 demo: setup ## run the whole chain on made-up patients: convert, train, predict, evaluate
 	.venv/bin/samnn demo

@@ -96,10 +96,11 @@ def whole_folder(target: Path, *, overwrite: bool = False, resume: bool = False)
 
 
 @contextmanager
-def only_writer(target: Path, *, wait: bool = False) -> Iterator[None]:
+def only_writer(target: Path, *, wait: bool = False) -> Iterator[int]:
     """Be the one process that writes `target` while the block runs; parents of `target` are made.
 
-    The lock is on a small file beside it and not on a folder: NFS does not show locks on folders to other machines.
+    Yields the descriptor of the lock: a child that is given it (`pass_fds`) holds the lock beyond the death of this
+    process. The lock is on a small file beside it and not on a folder: NFS does not show locks on folders to other machines.
 
     Raises:
         SamnnError: another process is writing it (unless `wait` waits for its end), or nothing can be written there.
@@ -122,7 +123,7 @@ def only_writer(target: Path, *, wait: bool = False) -> Iterator[None]:
     except OSError as error:
         raise _unwritable(target, error) from error
     try:
-        yield
+        yield lock
     finally:
         with suppress(OSError):
             path.unlink()

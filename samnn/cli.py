@@ -14,6 +14,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from samnn import __version__
+from samnn.crossval.commands import SeveralCommand, ensemble, lowdata
+from samnn.crossval.commands import app as crossval_app
 from samnn.errors import SamnnError
 from samnn.weights.commands import app as weights_app
 
@@ -85,6 +87,9 @@ def convert() -> None:
 
 app.add_typer(convert_app, name="convert")
 app.add_typer(weights_app, name="weights")
+app.add_typer(crossval_app, name="crossval")
+app.command(cls=SeveralCommand)(lowdata)
+app.command(cls=SeveralCommand)(ensemble)
 
 
 def _print_version(asked: bool) -> None:
@@ -765,6 +770,92 @@ def predict(
         dry_run=dry_run,
     )  # fmt: skip
     predict_folder(asked)
+
+
+@app.command()
+def plan(
+    dataset: Annotated[
+        list[str], typer.Option("--dataset", "-d", help="Number or name of a dataset; may be repeated.")
+    ],
+    plans: Annotated[
+        str,
+        typer.Option(
+            "--plans",
+            "-p",
+            help="The plans to add to: nnU-Net's, its ResEnc presets', or your own. They stay as they are.",
+        ),
+    ] = "nnUNetPlans",
+    name: Annotated[str, typer.Option(help="Name of the plans to write.")] = "samnnPlans",
+    gpu_memory_gb: Annotated[
+        float, typer.Option("--gpu-memory-gb", min=1, help="Memory of the GPU that will train, in GiB.")
+    ] = 8,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD", help="`samed`, `sam2unet`, `enet`, …; may be repeated. Default: all."),
+    ] = None,
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(help="Such as `sam_vit_l` or `sam2_hiera_t`; once for each method that has one."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rank of LoRA. Default: left to the trainer (4, or its `_rank<N>`)."),
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            min=16, help="Side of the square to which SAM's patches are resized. Default: from the slices."
+        ),
+    ] = None,
+    preprocess: Annotated[
+        bool,
+        typer.Option(
+            "--preprocess",
+            help="First run nnU-Net's fingerprint, planning and 2D preprocessing where missing.",
+        ),
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Make real training steps with random pictures (on the GPU if there is one) instead of estimates.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Explain the choices and write nothing.")
+    ] = False,
+) -> None:
+    """Add configurations for our networks to existing nnU-Net plans: `2d_samed`, `2d_sam2unet`, `2d_enet`.
+
+    They inherit from `2d`, so nothing is preprocessed again. Patch, image size, batch and micro-batch follow from the
+    slices and the memory; a table says what each choice costs.
+
+    **Examples**
+
+        samnn plan -d 55
+
+        samnn plan -d 55 -p nnUNetResEncUNetLPlans --name samnnResEncPlans --gpu-memory-gb 24
+
+        samnn plan -d 55 --only samed --backbone sam_vit_l --rank 8 --measure --dry-run
+    """
+    from rich.console import Console
+
+    from samnn.planning.command import Request, plan_dataset
+
+    request = Request(
+        base=plans,
+        name=name,
+        gpu_memory_gib=gpu_memory_gb,
+        only=tuple(only or ()),
+        backbones=tuple(backbone or ()),
+        rank=rank,
+        image_size=image_size,
+        preprocess=preprocess,
+        measure=measure,
+        dry_run=dry_run,
+    )
+    for one in dataset:
+        plan_dataset(one, request, Console())
 
 
 @app.command()

@@ -57,6 +57,8 @@ class SAMed(Coarse):
         silent_token: a token before those of the classes that has no map, as in AI4MI's networks; loading one of
             those adds it.
         merged: stand in evaluation mode with LoRA merged, which following loads merge anew: for prediction.
+        strides: not used here. nnU-Net's own trainers read it in the plans: how much coarser each output of deep
+            supervision is than the one before; [[1, 1]] for each, and two more.
 
     All but the first two arguments are JSON, as nnU-Net's plans need them. The names of all parameters whose shape
     depends on `num_classes` contain `.seg_layers.`, which nnU-Net leaves out of `-pretrained_weights`.
@@ -77,6 +79,7 @@ class SAMed(Coarse):
         scratch: bool = False,
         silent_token: bool = False,
         merged: bool = False,
+        strides: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         if input_channels < 1 or num_classes < 1 or lora_rank < 1:

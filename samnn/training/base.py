@@ -21,6 +21,8 @@ from samnn.errors import SamnnError
 from samnn.inference import BatchedPredictor
 from samnn.inference.export import export_prediction_from_logits
 from samnn.training.loaders import SeededLoaders
+from samnn.training.parallel import wrapped_for
+from samnn.training.planned import Planned
 from samnn.training.randomness import seed_all
 from samnn.training.resume import Resumable
 from samnn.training.steps import GuardedSteps
@@ -39,6 +41,7 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
     decay: float | None = None  # weight decay; nnU-Net: 3e-5
     deep_supervision: bool | None = None  # nnU-Net: True
     spatial_dims: ClassVar[tuple[int, ...]] = (2, 3)  # patches the network can take
+    planned: ClassVar[Planned | None] = None  # the configuration that `samnn plan` makes for it
     suffixes: ClassVar[
         tuple[Any, ...]
     ] = ()  # name options of this architecture alone (samnn.training.variants.Option)
@@ -56,6 +59,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
     ) -> None:
         self.check(PlansManager(plans), configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp and not torch.cuda.is_available():  # nnU-Net names a GPU to each process
+            self.device, self.grad_scaler = torch.device("cpu"), None
         for ours, theirs in _NNUNET_NAMES.items():
             value = getattr(self, ours)
             if value is not None:
@@ -120,7 +125,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
         """nnU-Net's hook; with a seed, the network's random weights are drawn from it."""
         if self.seed is not None and not self.was_initialized:
             seed_all(self.seed)
-        super().initialize()
+        with wrapped_for(self.device):
+            super().initialize()
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's hook, split in two so that an option can replace either half."""
@@ -177,6 +183,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
             name: {"value": value, "source": self._source(origin)} for name, (value, origin) in rows.items()
         }
         plans = f"plans {self.plans_manager.plans_name}, configuration {self.configuration_name}"
+        if self.micro_batch == "auto" and self.planned_micro_batch() is not None:
+            settings["micro_batch"]["source"] = plans
         settings["batch_size"] = {"value": self.batch_size, "source": plans}
         settings["patch_size"] = {"value": list(self.configuration_manager.patch_size), "source": plans}
         return settings

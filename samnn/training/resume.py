@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import distributed as dist
 
 from samnn.atomic import whole_file
 from samnn.inference.predictor import bare
@@ -155,11 +156,28 @@ class Resumable(nnUNetTrainer):
 
     def _next(self, loader: Any) -> dict[str, Any]:
         try:
-            return next(loader)
-        except RuntimeError:
+            batch = next(loader)
+        except RuntimeError as error:
             # A scheduler's SIGTERM also reaches the loader's workers; their death is then no error of ours.
             self._answer_signals()
-            raise
+            if not (self.is_ddp and self.save_requested):
+                raise
+            batch = error
+        if self.is_ddp:  # here, for a step that one rank cannot take would leave the others waiting for it
+            self._agree_on_signals()
+            self._act_on_signals()
+        if isinstance(batch, RuntimeError):
+            raise batch
+        return batch
+
+    def _agree_on_signals(self) -> None:
+        """What one rank was asked, all do, at the same iteration."""
+        asked = torch.tensor([self.save_requested, self.stop_signal is not None], dtype=torch.float32)
+        asked = asked.to(self.device)
+        dist.all_reduce(asked, dist.ReduceOp.MAX)
+        self.save_requested = bool(asked[0])
+        if asked[1]:
+            self.stop_signal = signal.SIGTERM
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -168,6 +186,8 @@ class Resumable(nnUNetTrainer):
             yield
             return
         names = [signal.SIGTERM] + ([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])
+        if self.is_ddp:  # what torch sends to the ranks when the process that started them is terminated
+            names.append(signal.SIGINT)
         before = {name: signal.signal(name, self._note_signal) for name in names}
         try:
             yield
@@ -177,10 +197,14 @@ class Resumable(nnUNetTrainer):
 
     def _note_signal(self, number: int, frame: FrameType | None) -> None:
         self.save_requested = True
-        if number == signal.SIGTERM:
-            self.stop_signal = number
+        if number != getattr(signal, "SIGUSR1", None):
+            self.stop_signal = signal.SIGTERM
 
     def _answer_signals(self) -> None:
+        if not self.is_ddp:  # ranks answer together, before their next step
+            self._act_on_signals()
+
+    def _act_on_signals(self) -> None:
         if not self.save_requested:
             return
         self.save_requested = False

@@ -19,13 +19,15 @@ from samnn.training import hardware
 from samnn.training.randomness import random_state, set_random_state
 from samnn.training.schedules import IterationSchedule
 
+OUR_KEY = "samnn"  # in a configuration of plans: what nnU-Net has no place for
+
 
 class GuardedSteps(nnUNetTrainer):
     """nnU-Net's training step with hooks: `autocast_dtype`, `choose_micro_batch`, `backward`."""
 
     gradient_clip: float = 12.0  # nnU-Net's value
     micro_batch: int | str | None = (
-        "auto"  # samples per forward pass; "auto": what fits; None: the whole batch
+        "auto"  # samples per forward pass; "auto": what the plans say, or what fits; None: the whole batch
     )
     memory_share: float = 0.8  # of the free memory that "auto" may fill with activations
     max_skipped_steps: int = 50  # in a row, before training stops
@@ -138,10 +140,16 @@ class GuardedSteps(nnUNetTrainer):
         self.skipped_in_epoch = 0
         super().on_train_epoch_end(train_outputs)
 
+    def planned_micro_batch(self) -> int | None:
+        """The micro-batch that the plans say, under our key; None: nothing said."""
+        return self.configuration_manager.configuration.get(OUR_KEY, {}).get("micro_batch")
+
     def choose_micro_batch(self) -> int | None:
-        """Samples per forward pass: the attribute, or for "auto" what fits into the free memory; None: all."""
+        """Samples per forward pass: the attribute, or for "auto" the plans' or what fits into memory; None: all."""
         if self.micro_batch != "auto":
             return self.micro_batch
+        if (planned := self.planned_micro_batch()) is not None:
+            return planned
         pair = torch.zeros(  # batch norm refuses a single value per channel, which one small patch may come down to
             (2, self.num_input_channels, *self.configuration_manager.patch_size), device=self.device
         )

@@ -80,6 +80,8 @@ def test_plugins_are_named_so_that_they_shadow_no_other_module():
 ROOF = (
     "samnn.cli",
     "samnn.apply_crf",
+    "samnn.crossval",
+    "samnn.ensemble",
     "samnn.demo",
     "samnn.doctor",
     "samnn.doctor_job",
@@ -106,10 +108,12 @@ STANDARD = tuple(sys.stdlib_module_names)
 FORBIDDEN = {
     "samnn.cli": (),
     "samnn.apply_crf": (),
+    "samnn.crossval": (),
+    "samnn.ensemble": (),
     "samnn.demo": (),
     "samnn.doctor": (),
     "samnn.doctor_job": (),
-    "samnn.planning": (*ROOM, *ROOF),
+    "samnn.planning": (*ROOM, *(one for one in ROOF if one != "samnn.planning")),
     "samnn.inference": (*ROOM, *ROOF, *TRAINING),
     "samnn.dataset_conversion": (*ROOF, *NETWORKS, "samnn.plugins", "samnn.evaluation3d"),
     "samnn.evaluation3d": (*ROOF, *NETWORKS, "samnn.plugins", "samnn.dataset_conversion"),

@@ -1,0 +1,86 @@
+"""Two processes train one network: split batches, equal weights, one checkpoint, and a stop that both obey."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("ddp_run.py")
+ENET = "nnUNetTrainerENet_2epochs_4iters_seed1"
+
+
+def train(
+    name: str, results: Path, *more: str, configuration: str = "2d", **env: str
+) -> subprocess.CompletedProcess:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(SCRIPT), name, configuration, str(port), *more]
+    env = os.environ | {"nnUNet_results": str(results), "PYTHONWARNINGS": "ignore"} | env
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
+
+
+def fold_of(results: Path, name: str, configuration: str = "2d") -> Path:
+    return results / "Dataset501_Tiny" / f"{name}__nnUNetPlans__{configuration}" / "fold_0"
+
+
+def read(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nnunet: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    results = tmp_path_factory.mktemp("ddp")
+    done = train(ENET, results)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return SimpleNamespace(output=done.stdout, fold=fold_of(results, ENET))
+
+
+def test_two_processes_split_the_batch_and_end_with_equal_weights(undisturbed: SimpleNamespace) -> None:
+    found = re.findall(r"rank (\d): batch (\d+), equal weights (\w+)", undisturbed.output)
+    batches = {rank: int(batch) for rank, batch, equal in found if equal == "True"}
+    plans = read(undisturbed.fold / "checkpoint_final.pth")["init_args"]["plans"]
+    assert batches.keys() == {"0", "1"}
+    assert sum(batches.values()) == plans["configurations"]["2d"]["batch_size"]
+    assert (undisturbed.fold / "validation" / "summary.json").is_file()
+    assert len(list((undisturbed.fold / "validation").glob("*.nii.gz"))) == 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_of_one_process_stops_both_and_the_fold_goes_on_exactly(
+    undisturbed: SimpleNamespace, tmp_path: Path, rank: int
+) -> None:
+    stopped = train(ENET, tmp_path, SAMNN_TEST_STOP=f"{rank}:1:1")
+    fold = fold_of(tmp_path, ENET)
+    assert stopped.returncode != 0
+    latest = read(fold / "checkpoint_latest.pth")
+    assert (latest["current_epoch"], latest["samnn"]["iteration_in_epoch"]) == (1, 2)
+    done = train(ENET, tmp_path, "--c")
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = (read(folder / "checkpoint_final.pth") for folder in (undisturbed.fold, fold))
+    for key, value in before["network_weights"].items():
+        assert torch.equal(value, after["network_weights"][key]), key
+
+
+@pytest.mark.parametrize(
+    ("name", "configuration"),
+    [
+        ("nnUNetTrainerUNet_1epochs_2iters", "3d_fullres"),  # instance norm, deep supervision
+        ("nnUNetTrainerSAM2UNet_tiny_scratch_1epochs_2iters", "2d"),  # batch norm, three outputs
+        ("nnUNetTrainerENet_CRF_AdaptiveSampler_1epochs_2iters", "2d"),
+    ],
+)
+def test_every_kind_of_trainer_runs_in_two_processes(
+    nnunet: SimpleNamespace, tmp_path: Path, name: str, configuration: str
+) -> None:
+    done = train(name, tmp_path, configuration=configuration)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("equal weights True") == 2
+    assert (fold_of(tmp_path, name, configuration) / "checkpoint_final.pth").is_file()
