@@ -10,6 +10,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import distributed as dist
 
 from samnn import __version__
 from samnn.atomic import write_json
@@ -154,7 +155,11 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
             self._write_settings()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's hook, in the precision of the training steps."""
+        """nnU-Net's hook, in the precision of the training steps; several processes validate with the first one's buffers."""
+        if self.is_ddp:
+            for buffer in self.network.module.buffers():
+                dist.broadcast(buffer, 0)
+            self.network.broadcast_buffers = False  # processes predict different numbers of patches
         with self.own_precision():
             super().perform_actual_validation(save_probabilities)
 
