@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from samnn.nn.sam2_unet import SAM2UNet
 
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": "4194304"}
-BATCH, SIDE = 2, 352  # the published training: 352x352, here two pictures
+SIDE = 352  # of the published training's pictures
 
 
 def public_network(source: Path) -> nn.Module:
@@ -49,17 +49,23 @@ def our_network(weights: Path, **options: int | str) -> nn.Module:
     return network
 
 
-def serve(build: Callable[[], nn.Module], dtype: torch.dtype | None, connection: Connection) -> None:
+def serve(
+    build: Callable[[], nn.Module],
+    dtype: torch.dtype | None,
+    device: str,
+    batch: int,
+    connection: Connection,
+) -> None:
     """One network in a process of its own: for every message a training step, answered with its seconds."""
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    torch.set_num_threads(n_threads())
     torch.manual_seed(0)
-    network = build().train()
+    network = build().to(device).train()
     optimizer = torch.optim.AdamW(
         [p for p in network.parameters() if p.requires_grad], 1e-3, weight_decay=5e-4
     )
-    image = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    image = torch.randn(batch, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)).to(device)
     target = (F.avg_pool2d(image[:, :1], 31, 1, 15) > 0).float()
-    cast = contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype=dtype)
+    cast = contextlib.nullcontext() if dtype is None else torch.autocast(device, dtype=dtype)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building
@@ -75,34 +81,47 @@ def serve(build: Callable[[], nn.Module], dtype: torch.dtype | None, connection:
         gradient = nn.utils.clip_grad_norm_([p for p in network.parameters() if p.grad is not None], 1e9)
         optimizer.step()
         if first is None:
-            first = [logits.detach().float() for logits in outputs], float(gradient)
+            first = [logits.detach().float().cpu() for logits in outputs], float(gradient)
+        if device == "cuda":
+            torch.cuda.synchronize()
         connection.send(time.perf_counter() - start)
         del outputs, loss
-    peak = next(
-        line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
-    )
-    connection.send(([logits.numpy() for logits in first[0]], first[1], int(peak.split()[1]) / 2**20))
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else peak_of_process()
+    connection.send(([logits.numpy() for logits in first[0]], first[1], peak))
 
 
-def compare(ways: dict[str, tuple[Callable[[], nn.Module], torch.dtype | None]], steps: int) -> None:
-    """The ways in turn, `steps` times after one that does not count; prints the ratios to the first."""
+def peak_of_process() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+def n_threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+
+
+def compare(
+    ways: dict[str, tuple[Callable[[], nn.Module], torch.dtype | None]], device: str, batch: int, steps: int
+) -> None:
+    """The ways in turn, `steps` times after one (on a GPU three) that does not count; prints the ratios to the first."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for name, (build, dtype) in ways.items():
         pipes[name], theirs = context.Pipe()
         os.environ |= HUGE_PAGES if "huge pages" in name else {}
-        processes.append(context.Process(target=serve, args=(build, dtype, theirs), daemon=True))
+        processes.append(
+            context.Process(target=serve, args=(build, dtype, device, batch, theirs), daemon=True)
+        )
         processes[-1].start()
         for variable in HUGE_PAGES:
             os.environ.pop(variable, None)
         pipes[name].recv()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for step in range(steps + 1):
+    for step in range(-2 if device == "cuda" else 0, steps + 1):
         for name, pipe in pipes.items():
             pipe.send(True)
             taken = pipe.recv()
-            seconds[name] += [taken] if step else []
-            print(f"  step {step}, {name}: {taken:.2f} s", file=sys.stderr, flush=True)
+            seconds[name] += [taken] if step > 0 else []
+            print(f"  step {step}, {name}: {taken:.3f} s", file=sys.stderr, flush=True)
     baseline = None
     print(f"{'':28} seconds a step (lowest to highest)   faster   GiB   of the peak   outputs   gradient")
     for name, pipe in pipes.items():
@@ -113,7 +132,7 @@ def compare(ways: dict[str, tuple[Callable[[], nn.Module], torch.dtype | None]],
         baseline = baseline or (median, peak, outputs, gradient)
         apart = max(float((o - b).abs().max() / b.std()) for o, b in zip(outputs, baseline[2], strict=True))
         print(
-            f"{name:28} {median:6.2f} ({min(seconds[name]):.2f} to {max(seconds[name]):.2f})"
+            f"{name:28} {median:7.3f} ({min(seconds[name]):.3f} to {max(seconds[name]):.3f})"
             f"   {baseline[0] / median:16.2f}   {peak:5.2f}   {peak / baseline[1]:6.2f}   "
             f"{apart:10.1e}   {abs(gradient / baseline[3] - 1):.1e}",
             flush=True,
@@ -134,11 +153,14 @@ def main() -> None:
     parser.add_argument("--checkpointing", nargs="*", default=["light"], help="none, light, all")
     parser.add_argument("--huge-pages", action="store_true", help=f"ours with {HUGE_PAGES}, too")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--batch", type=int, default=2)
     asked = parser.parse_args()
     dtype = torch.bfloat16 if asked.bf16 else None
     print(
-        f"large trunk, {BATCH} pictures of {SIDE}x{SIDE}, {'bf16 autocast' if asked.bf16 else 'fp32'}, "
-        f"{os.environ.get('OMP_NUM_THREADS', os.cpu_count())} threads, torch {torch.__version__}"
+        f"large trunk, {asked.batch} pictures of {SIDE}x{SIDE}, {'bf16 autocast' if asked.bf16 else 'fp32'}, "
+        f"{torch.cuda.get_device_name() if asked.device == 'cuda' else f'{n_threads()} threads'}, "
+        f"torch {torch.__version__}"
     )
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "public.pt"
@@ -153,7 +175,7 @@ def main() -> None:
                 options = {"gradient_checkpointing": checkpointing, "adapter_from": block}
                 for memory in ("", ", huge pages") if asked.huge_pages else ("",):
                     ways[name + memory] = functools.partial(our_network, weights, **options), dtype
-        compare(ways, asked.steps)
+        compare(ways, asked.device, asked.batch, asked.steps)
 
 
 if __name__ == "__main__":

@@ -74,50 +74,56 @@ def loss_of(logits: Tensor, target: Tensor) -> Tensor:
     return 0.2 * F.cross_entropy(logits, target) + 0.8 * dice.mean()
 
 
-def child(way: Way, batch: int, pipe: Connection) -> None:
+def child(way: Way, batch: int, device: str, pipe: Connection) -> None:
     """Make a step whenever asked, and answer its seconds; asked for None, answer the peak memory and end."""
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    network = way.network().train()
+    network = way.network().to(device).train()
     optimizer = torch.optim.AdamW(
         (p for p in network.parameters() if p.requires_grad), 5e-3, weight_decay=0.1
     )
-    image = torch.randn(batch, 3, way.picture, way.picture)
+    image = torch.randn(batch, 3, way.picture, way.picture, device=device)
     with torch.no_grad():
         side = network(image[:1]).shape[-1]
-    target = torch.randint(0, CLASSES, (batch, side, side))
+    target = torch.randint(0, CLASSES, (batch, side, side), device=device)
     pipe.send("ready")
     while pipe.recv() is not None:
         start = time.perf_counter()
-        autocast = torch.autocast("cpu", torch.bfloat16) if way.bf16 else contextlib.nullcontext()
+        autocast = torch.autocast(device, torch.bfloat16) if way.bf16 else contextlib.nullcontext()
         with autocast:
             logits = network(image)
         loss = loss_of(logits.float(), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         pipe.send(time.perf_counter() - start)
+    if device == "cuda":
+        pipe.send(torch.cuda.max_memory_allocated() / 2**20)
+        return
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     pipe.send(int(status["VmHWM"].split()[0]) / 1024)
 
 
-def compare(title: str, ways: list[Way], batch: int, repeats: int) -> None:
-    """Make steps in turn, after one that is not timed, and print medians, spreads and ratios to the first way."""
+def compare(title: str, ways: list[Way], batch: int, device: str, repeats: int) -> None:
+    """Make steps in turn, after one that is not timed (three on a GPU), and print medians, spreads and ratios to the first way."""
     pipes = []
     for way in ways:
         ours, theirs = get_context("spawn").Pipe()
-        get_context("spawn").Process(target=child, args=(way, batch, theirs), daemon=True).start()
+        get_context("spawn").Process(target=child, args=(way, batch, device, theirs), daemon=True).start()
         theirs.close()
         ours.recv()
         pipes.append(ours)
     seconds: list[list[float]] = [[] for _ in ways]
-    for repeat in range(1 + repeats):
+    untimed = 3 if device == "cuda" else 1
+    for repeat in range(1 - untimed, 1 + repeats):
         for way, pipe, taken in zip(ways, pipes, seconds, strict=True):
             pipe.send("step")
             last = pipe.recv()
-            if repeat:
+            if repeat > 0:
                 taken.append(last)
-                print(f"  run {repeat}, {way.name}: {last:.2f} s", file=sys.stderr, flush=True)
+                print(f"  run {repeat}, {way.name}: {last:.3f} s", file=sys.stderr, flush=True)
     peaks = []
     for pipe in pipes:
         pipe.send(None)
@@ -127,7 +133,7 @@ def compare(title: str, ways: list[Way], batch: int, repeats: int) -> None:
     for way, taken, peak in zip(ways, seconds, peaks, strict=True):
         median = statistics.median(taken)
         print(
-            f"  {way.name:44} {median:6.2f} s ({min(taken):.2f} to {max(taken):.2f})  {first / median:5.2f} x as fast  "
+            f"  {way.name:44} {median:7.3f} s ({min(taken):.3f} to {max(taken):.3f})  {first / median:5.2f} x as fast  "
             f"{peak:5.0f} MiB  {peak / peaks[0]:5.2f} of the memory"
         )
 
@@ -137,11 +143,15 @@ def main() -> None:
     parser.add_argument("samed", type=Path, help="clone of github.com/hitachinsk/SAMed (needs icecream)")
     parser.add_argument("--ai4mi", type=Path, help="clone of github.com/WouterBant/AI4MI")
     parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--bf16", action="store_true", help="also where the processor only emulates it")
     asked = parser.parse_args()
-    native = native_bf16(torch.device("cpu"))
-    print(f"torch {torch.__version__}, {os.cpu_count()} cores, bf16 {'native' if native else 'emulated'}")
+    native = native_bf16(torch.device(asked.device))
+    where = (
+        torch.cuda.get_device_name() if asked.device == "cuda" else f"{len(os.sched_getaffinity(0))} cores"
+    )
+    print(f"torch {torch.__version__}, {where}, bf16 {'native' if native else 'emulated'}")
     ways = [
         Way("public SAMed, fp32", 512, asked.samed),
         Way("samnn, fp32", 512),
@@ -151,15 +161,16 @@ def main() -> None:
         ways += [
             Way("public SAMed, bf16 autocast", 512, asked.samed, bf16=True),
             Way("samnn, bf16 autocast", 512, bf16=True),
+            Way("samnn, bf16 autocast, gradient checkpointing", 512, bf16=True, gradient_checkpointing=True),
         ]
-    compare(f"ViT-B, 512 x 512, batch {asked.batch}", ways, asked.batch, asked.repeats)
+    compare(f"ViT-B, 512 x 512, batch {asked.batch}", ways, asked.batch, asked.device, asked.repeats)
     if asked.ai4mi:
         source = asked.ai4mi / "src"
         ways = [
             Way("AI4MI, padded to 512 x 512, fp32", 256, source, "samed_fast", "masks"),
             Way("samnn, fp32", 256),
         ]
-        compare(f"ViT-B, 256 x 256, batch {asked.batch}", ways, asked.batch, asked.repeats)
+        compare(f"ViT-B, 256 x 256, batch {asked.batch}", ways, asked.batch, asked.device, asked.repeats)
 
 
 if __name__ == "__main__":

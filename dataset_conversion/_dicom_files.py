@@ -27,6 +27,7 @@ TAGS = [
     "Rows",
     "Columns",
     "SamplesPerPixel",
+    "PhotometricInterpretation",
     "NumberOfFrames",
     "BitsAllocated",
     "RescaleSlope",
@@ -151,6 +152,8 @@ def _why_unusable(header: pydicom.Dataset) -> str:
         )
     if int(header.get("SamplesPerPixel") or 1) != 1:
         return "is a colour image; expected one value per voxel."
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":  # GDCM turns the stored values around
+        return "is MONOCHROME1 (high values dark), which programs read in two ways. Convert it to MONOCHROME2 first."
     if "ModalityLUTSequence" in header:
         return "has a table (Modality LUT) in the place of slope and intercept. Convert it to NIfTI first."
     lacking = [

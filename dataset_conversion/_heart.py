@@ -69,6 +69,7 @@ class Verdict:
 
     choice: str | None
     reason: str
+    can_be_repaired: bool = True
 
 
 def judge(image_hu: np.ndarray, heart: np.ndarray) -> Verdict:
@@ -80,9 +81,8 @@ def judge(image_hu: np.ndarray, heart: np.ndarray) -> Verdict:
     if lost > MOST_OUTSIDE:
         return Verdict("keep", f"moved back, {lost:.0%} would leave the volume: not displaced")
     if left(heart) < LEAST_LEFT:
-        return Verdict(
-            None, f"moved back, {left(heart):.0%} of its {np.count_nonzero(heart)} voxels would be left"
-        )
+        reason = f"moved back, {left(heart):.0%} of its {np.count_nonzero(heart)} voxels would be left"
+        return Verdict(None, reason, can_be_repaired=False)
     as_is, moved_back = (
         float((image_hu[mask.astype(bool)] < LUNG_BELOW_HU).mean()) for mask in (heart, move_back(heart))
     )

@@ -16,7 +16,9 @@ import numpy as np
 
 from samnn.atomic import only_writer, whole_folder, write_json
 from samnn.errors import SamnnError
-from samnn.io import write_like
+from samnn.io import Volume, write_like, write_volume
+
+from . import _pixels
 
 RAW_VARIABLE = "nnUNet_raw"
 
@@ -79,7 +81,9 @@ def refuse_overlap(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def new_dataset(target: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[RawDataset]:
+def new_dataset(
+    target: Path, *, overwrite: bool = False, resume: bool = False, file_ending: str = ".nii.gz"
+) -> Iterator[RawDataset]:
     """Yield a dataset to fill; it appears at `target` when the block ends without error, whole or not at all.
 
     With `resume`, the dataset yielded holds what an earlier block has put into it before an error or a kill.
@@ -90,7 +94,7 @@ def new_dataset(target: Path, *, overwrite: bool = False, resume: bool = False) 
     with only_writer(target.with_name(_number(target))):
         _refuse_taken_id(target)
         with whole_folder(target, overwrite=overwrite, resume=resume) as folder:
-            yield RawDataset(folder)
+            yield RawDataset(folder, file_ending)
 
 
 def _number(target: Path) -> str:
@@ -124,13 +128,42 @@ class RawDataset:
     folder: Path
     file_ending: str = ".nii.gz"
 
-    def add_image(self, source: Path, case: str, *, channel: int = 0, test: bool = False) -> None:
-        """Copy an image byte for byte."""
-        shutil.copyfile(source, self._path("images", f"{case}_{channel:04d}", test))
+    def add_image(self, source: Path, case: str, *, channel: int = 0, test: bool = False) -> Path:
+        """Copy an image byte for byte, and return where to."""
+        return shutil.copyfile(source, self._path("images", f"{case}_{channel:04d}", test))
 
-    def add_labels(self, source: Path, case: str, *, test: bool = False) -> None:
-        """Copy a label map byte for byte."""
-        shutil.copyfile(source, self._path("labels", case, test))
+    def add_labels(self, source: Path, case: str, *, test: bool = False) -> Path:
+        """Copy a label map byte for byte, and return where to."""
+        return shutil.copyfile(source, self._path("labels", case, test))
+
+    def write_images(
+        self, channels: Sequence[Volume], case: str, *, test: bool = False, source: Path
+    ) -> list[Path]:
+        """Write a file a channel, or as PNG one file of one or three channels; messages name `source`."""
+        if self.file_ending == ".png":
+            path = self._path("images", f"{case}_0000", test)
+            _pixels.write_png(path, [channel.voxels for channel in channels], source=source)
+            return [path]
+        paths = [self._path("images", f"{case}_{number:04d}", test) for number in range(len(channels))]
+        for path, channel in zip(paths, channels, strict=True):
+            write_volume(path, channel)
+        return paths
+
+    def write_label_map(self, labels: Volume, case: str, *, test: bool = False, source: Path) -> Path:
+        """Write a label map on its own grid and return where; messages name `source`."""
+        path = self._path("labels", case, test)
+        if self.file_ending == ".png":
+            _pixels.write_png(path, [labels.voxels], source=source)
+        else:
+            write_volume(path, labels)
+        return path
+
+    def write_sidecar(self, content: Mapping[str, Any], case: str) -> Path:
+        """Write what nnU-Net has no place for, as `sidecars`/CASE.json, and return where."""
+        path = self.folder / "sidecars" / f"{case}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, content)
+        return path
 
     def write_labels(self, labels: np.ndarray, case: str, *, like: Path, test: bool = False) -> None:
         """Write a label map in (x, y, z) order as uint8 under the NIfTI header of `like`."""
@@ -154,8 +187,12 @@ class RawDataset:
         }
         if regions_class_order:
             description["regions_class_order"] = list(regions_class_order)
-        write_json(self.folder / "conversion.json", conversion)
+        self.record(conversion)
         write_json(self.folder / "dataset.json", description)
+
+    def record(self, conversion: Mapping[str, Any]) -> None:
+        """Write conversion.json alone, for a dataset that nnU-Net's own code has described."""
+        write_json(self.folder / "conversion.json", conversion)
 
     def _path(self, kind: str, stem: str, test: bool) -> Path:
         folder = self.folder / f"{kind}{'Ts' if test else 'Tr'}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from samnn.errors import Problems, SamnnError
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".gipl", ".vtk", ".mnc")
+ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".gipl", ".vtk", ".mnc")
 PARTS = (".raw", ".zraw", ".raw.gz", ".img", ".img.gz")  # the voxels of a header file beside them
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 COLUMN = re.compile(r"image(?:_(\d{4}))?")

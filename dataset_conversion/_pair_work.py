@@ -16,6 +16,7 @@ from samnn.blocks import label_values, rewrite
 from samnn.errors import Problems, SamnnError
 from samnn.geometry import Grid
 from samnn.io import (
+    Header,
     Volume,
     read_header,
     read_labels,
@@ -24,10 +25,11 @@ from samnn.io import (
     write_like,
     write_volume,
 )
-from samnn.nifti import ends_as_expected, is_nifti1, refuse_incomplete
+from samnn.nifti import ends_as_expected, refuse_incomplete
 
 from . import _dicom, _grids
 from ._label_names import LabelNames
+from ._layout import RawDataset
 from ._pair_files import Pair
 
 
@@ -71,6 +73,26 @@ class Plan:
         return self.pair.name
 
     @property
+    def called(self) -> str:
+        return self.pair.called
+
+    @property
+    def patient(self) -> str | None:
+        return self.pair.patient
+
+    @property
+    def is_test(self) -> bool:
+        return self.pair.mask is None
+
+    @property
+    def has_labels(self) -> bool:
+        return self.pair.mask is not None
+
+    @property
+    def n_channels(self) -> int:
+        return len(self.channels)
+
+    @property
     def sources(self) -> list[Path]:
         """Every file that is read."""
         images = [
@@ -79,6 +101,34 @@ class Plan:
             for file in ([s.path for s in channel.series.slices] if channel.series else [channel.path])
         ]
         return [*dict.fromkeys(images), *([] if self.pair.mask is None else [self.pair.mask])]
+
+    def asked(self) -> dict[str, Any]:
+        """What, besides its sources, its files depend on."""
+        return {
+            "images": [[channel.rewritten, channel.volume] for channel in self.channels],
+            "mask": [self.mask_rewritten, list(self.changes)],  # writing may add to them
+        }
+
+    def to_do(self, names: LabelNames) -> dict[str, Any]:
+        """How its images and mask will be made."""
+
+        def how(because: object) -> str:
+            return "to convert" if because else "to copy"
+
+        entry: dict[str, Any] = {
+            "images": [{"how": how(c.rewritten), "because": c.rewritten} for c in self.channels]
+        }
+        if self.has_labels:
+            because = [
+                *self.mask_rewritten,
+                *(["renumbered"] if self.values & names.changed.keys() else []),
+            ]
+            entry["mask"] = {"how": how(because), "because": because}
+        return entry
+
+    def write(self, dataset: RawDataset, names: LabelNames, *, n_channels: int, link: bool) -> dict[str, Any]:
+        """Write its files and return its entry in conversion.json; the number of channels is its own."""
+        return write(self, dataset.folder, names, link)
 
 
 def inspect(pair: Pair, options: Options) -> Plan:
@@ -136,7 +186,7 @@ def _inspect_image(plan: Plan, path: Path, options: Options) -> Grid:
         )
     if grid.n_dims != 3:
         raise _not_a_volume(path, grid)
-    rewritten = _why_not_as_it_is(path)
+    rewritten = _why_not_as_it_is(path, header)
     plan.channels.append(Channel(path, rewritten=rewritten, is_float=is_float))
     return grid
 
@@ -147,8 +197,8 @@ def _inspect_mask(plan: Plan, path: Path, options: Options) -> None:
     plan.mask_grid = header.grid
     if header.grid.n_dims != 3:
         raise _not_a_volume(path, header.grid)
-    plan.values = label_values(path)
-    if why := _why_not_as_it_is(path):
+    plan.values = label_values(path, header)
+    if why := _why_not_as_it_is(path, header):
         plan.mask_rewritten.append(why)
     plan.mask_is_float = header.dtype.kind == "f"
     if plan.mask_is_float:
@@ -183,11 +233,11 @@ def _not_a_volume(path: Path, grid: Grid) -> SamnnError:
     return SamnnError(f"{path}: has {grid.n_dims} dimensions; expected 3. {cure}")
 
 
-def _why_not_as_it_is(path: Path) -> str:
+def _why_not_as_it_is(path: Path, header: Header) -> str:
     """Why a file cannot be part of the dataset as it is; empty if it can."""
     if not path.name.endswith(".nii.gz"):
         return f"was {''.join(path.suffixes[-1:]).lstrip('.')}"
-    return "" if is_nifti1(path) else "was NIfTI-2"
+    return "was NIfTI-2" if header.is_nifti2 else ""
 
 
 def write(plan: Plan, folder: Path, names: LabelNames, link: bool) -> dict[str, Any]:
@@ -240,13 +290,27 @@ def _write_mask(
     if not (renumbered or plan.fit.differences) and plan.fit.turn.is_none and not plan.mask_is_float:
         rewrite(plan.pair.mask, target, like=image)
         return {"how": "converted", "because": because}
-    labels = read_labels(plan.pair.mask).voxels
+    labels = names.renumber(read_labels(plan.pair.mask).voxels)
     if plan.fit.differences:
-        labels = resample_labels(Volume(names.renumber(labels), plan.mask_grid), plan.grid).voxels
+        there = set(np.unique(labels).tolist())
+        labels = resample_labels(Volume(labels, plan.mask_grid), plan.grid).voxels
+        if lost := sorted(there - set(np.unique(labels).tolist()) - {0}):
+            _say_lost(plan, lost, names, nothing_left=not labels.any())
     else:
-        labels = names.renumber(plan.fit.turn.of_voxels(labels))
+        labels = plan.fit.turn.of_voxels(labels)
     write_like(target, labels, like=image)
     return {"how": "converted", "because": because}
+
+
+def _say_lost(plan: Plan, lost: list[int], names: LabelNames, *, nothing_left: bool) -> None:
+    """Refuse a mask of which resampling leaves nothing; of which it loses some labels, say so."""
+    if nothing_left:
+        raise SamnnError(
+            f"{plan.pair.mask}: no label lies on {plan.pair.images[0].name} where their headers say they are. Do they "
+            "belong together?"
+        )
+    old_values = {new: old for old, new in names.new_values.items()}
+    plan.changes.append(f"lost by resampling: value(s) {', '.join(str(old_values[new]) for new in lost)}")
 
 
 def _new_file(target: Path) -> Path:

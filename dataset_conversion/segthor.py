@@ -134,6 +134,7 @@ class Finding:
     patient: Patient
     heart: str = ""  # what is done with it, empty without labels
     because: str = ""
+    can_be_repaired: bool = True  # asked for where the image does not tell
     true_heart: dict[str, float] = field(default_factory=dict)  # the outcome against GT2
     rewrite: list[str] = field(default_factory=list)  # why the labels cannot be copied byte for byte
     header: Path | None = None  # whose header rewritten labels get
@@ -235,6 +236,7 @@ def _decide(finding: Finding, choice: str, image_hu: np.ndarray, heart: np.ndarr
     if choice == "auto":
         verdict = _heart.judge(image_hu, heart)
         finding.heart, finding.because = verdict.choice or "unclear", verdict.reason
+        finding.can_be_repaired = verdict.can_be_repaired
     elif choice == "repair" and _heart.outside(heart) > _heart.MOST_OUTSIDE:
         raise SamnnError(
             f"{finding.patient.labels}: moved back, {_heart.outside(heart):.0%} of the heart would leave the volume, "
@@ -302,10 +304,15 @@ def _unclear(findings: Sequence[Finding]) -> list[str]:
     """Ask for a decision on every heart of which the image does not tell whether it was displaced."""
     return [
         f"{finding.patient.labels}: the image does not tell whether the heart was displaced ({finding.because}). "
-        f"Look at it, then add {_settle(finding.patient, 'repair')} or {_settle(finding.patient, 'keep')}."
+        f"Look at it, then add {_choices_left(finding)}."
         for finding in findings
         if finding.heart == "unclear"
     ]
+
+
+def _choices_left(finding: Finding) -> str:
+    choices = ["repair", "keep"] if finding.can_be_repaired else ["keep"]
+    return " or ".join(_settle(finding.patient, choice) for choice in choices)
 
 
 def _print_report(findings: Sequence[Finding], outcome: str) -> None:

@@ -5,7 +5,10 @@ from typing import Any
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from samnn.training.options import AdamW, PolyWarmup
+from samnn.training.planned import Planned
 from samnn.training.variants import resolve
+
+NETWORK = "samnn.nn.enet.ENet"
 
 
 class nnUNetTrainerENet(AdamW, PolyWarmup):
@@ -15,11 +18,15 @@ class nnUNetTrainerENet(AdamW, PolyWarmup):
     decay = 1e-4
     deep_supervision = False
     spatial_dims = (2,)
+    planned = Planned("enet", batch_size=8, multiple=8, token=2)
 
     @classmethod
     def architecture(cls, configuration: ConfigurationManager) -> dict[str, Any]:
-        """ENet, whatever network the plans name."""
-        return {"network_class_name": "samnn.nn.enet.ENet", "arch_kwargs": {}, "_kw_requires_import": []}
+        """The plans' ENet where they name one, otherwise ours."""
+        planned = configuration.configuration["architecture"]
+        if planned["network_class_name"] == NETWORK:
+            return planned
+        return {"network_class_name": NETWORK, "arch_kwargs": {}, "_kw_requires_import": []}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from samnn.training.options import AdamW, structureLoss, structureLossUnweightedBCE
+from samnn.training.planned import Planned
 from samnn.training.pretrained import Pretrained
 from samnn.training.schedules import CosinePerEpoch
 from samnn.training.variants import Option, resolve
@@ -49,6 +50,10 @@ class nnUNetTrainerSAM2UNet(Pretrained, AdamW):
     decay = 5e-4
     deep_supervision = True
     spatial_dims = (2,)
+    planned = Planned(
+        "sam2unet", batch_size=12, multiple=32, token=4, outputs=3,
+        savings=({}, {"gradient_checkpointing": "all"}),
+    )  # fmt: skip
 
     @staticmethod
     def load_weights(network: nn.Module, state_dict: Mapping[str, Tensor]) -> Collection[str]:

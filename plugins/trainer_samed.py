@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from samnn.errors import SamnnError
 from samnn.training.options import AdamW, PolyWarmup
+from samnn.training.planned import Planned
 from samnn.training.pretrained import Pretrained
 from samnn.training.schedules import PolyWarmupWholeRun
 from samnn.training.variants import Option, resolve
@@ -47,6 +48,10 @@ class nnUNetTrainerSAMed(Pretrained, AdamW, PolyWarmup):
     loss_weights: ClassVar[dict[str, float]] = {"ce": 0.2, "dice": 0.8}
     deep_supervision = False
     spatial_dims = (2,)
+    planned = Planned(
+        "samed", batch_size=24, multiple=224, token=16, resizes=True,
+        savings=({}, {"gradient_checkpointing": True}),
+    )  # fmt: skip
 
     @staticmethod
     def load_weights(network: nn.Module, state_dict: Mapping[str, Tensor]) -> Collection[str]:

@@ -14,13 +14,13 @@ from samnn.nifti import first_bytes, header_for, is_nifti, load_nifti, voxel_blo
 from samnn.stored import find_stored, splice, stored_blocks
 
 
-def label_values(path: Path) -> set[int]:
-    """The values that occur in a label map, which is read to its end.
+def label_values(path: Path, header: Header) -> set[int]:
+    """The values that occur in a label map, which is read to its end; `header` is its own.
 
     Raises:
         SamnnError: as `read_labels`.
     """
-    blocks = _blocks(path, read_header(path))
+    blocks = _blocks(path, header)
     if blocks is None:
         return _values(read_labels(path).voxels.ravel(order="K"))
     return set().union(*map(_values, blocks))
@@ -57,8 +57,8 @@ def _blocks(path: Path, header: Header) -> Iterator[np.ndarray] | None:
     if header.dtype.kind not in "iu":
         return None
     if is_nifti(path):
-        dtype = load_nifti(path).get_data_dtype()
-        blocks = voxel_blocks(path)
+        stored = load_nifti(path).dataobj
+        dtype, blocks = stored.dtype, voxel_blocks(path, stored)
     else:
         dtype, stored = header.dtype, find_stored(path, header.grid.shape, header.dtype)
         blocks = stored and stored_blocks(stored)
@@ -68,10 +68,9 @@ def _blocks(path: Path, header: Header) -> Iterator[np.ndarray] | None:
 
 
 def _values(voxels: np.ndarray) -> set[int]:
-    """The values in a row of integers. Label maps are mostly zeros: those are left out eight bytes at a time."""
+    """The values in a row of integers. Label maps are even: eight bytes like the eight before hold nothing new."""
     per_word = 8 // voxels.itemsize
     whole = len(voxels) // per_word * per_word
     words = np.ascontiguousarray(voxels[:whole]).view(np.uint64)
-    filled = words[words != 0]
-    values = set(np.unique(filled.view(voxels.dtype)).tolist()) | set(np.unique(voxels[whole:]).tolist())
-    return values | {0} if len(filled) < len(words) else values
+    fresh = np.unique(np.concatenate([words[:1], words[1:][words[1:] != words[:-1]]]))
+    return set(fresh.view(voxels.dtype).tolist()) | set(voxels[whole:].tolist())

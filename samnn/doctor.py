@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.metadata
 import io
 import os
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from samnn.environment import EXTERNAL_TRAINERS, trainers_folder
+from samnn.environment import EXTERNAL_TRAINERS, our_trainers, trainers_folder
 from samnn.errors import SamnnError
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -93,19 +92,6 @@ def print_trainers(console: Console) -> None:
         table.add_row(f"_{option.suffix}", "all", option.what)
     console.print(table)
     console.print(f"\nExample: nnUNetv2_train 55 2d 0 -tr {trainers[0].__name__}_GDL_100epochs_seed1")
-
-
-def our_trainers() -> list[type[Any]]:
-    """The trainer classes that the plugin files define, by name."""
-    found = []
-    for path in sorted(trainers_folder().glob("trainer_*.py")):
-        module = importlib.import_module(f"samnn.plugins.{path.stem}")
-        found += [
-            value
-            for name, value in vars(module).items()
-            if name.startswith("nnUNetTrainer") and getattr(value, "__module__", None) == module.__name__
-        ]
-    return sorted(found, key=lambda trainer: trainer.__name__)
 
 
 def _packages() -> Iterator[Finding]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from samnn.errors import SamnnError
 
@@ -74,6 +76,19 @@ def settings(environment: Mapping[str, str], root: Path | None = None, *, force:
         else:
             result.variables[variable] = str(folder)
     return result
+
+
+def our_trainers() -> list[type[Any]]:
+    """The trainer classes that the plugin files define, by name. Imports torch and nnU-Net."""
+    found = []
+    for path in sorted(trainers_folder().glob("trainer_*.py")):
+        module = importlib.import_module(f"samnn.plugins.{path.stem}")
+        found += [
+            value
+            for name, value in vars(module).items()
+            if name.startswith("nnUNetTrainer") and getattr(value, "__module__", None) == module.__name__
+        ]
+    return sorted(found, key=lambda trainer: trainer.__name__)
 
 
 def trainers_folder() -> Path:

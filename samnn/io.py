@@ -15,10 +15,10 @@ from samnn.atomic import whole_file
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.nifti import (
-    check_header,
     header_for,
     is_nifti,
     last_line,
+    load_checked,
     load_nifti,
     nifti2_grid_and_type,
     read_voxels,
@@ -44,6 +44,7 @@ class Header:
 
     grid: Grid
     dtype: np.dtype
+    is_nifti2: bool = False
 
 
 def read_header(path: Path) -> Header:
@@ -54,14 +55,16 @@ def read_header(path: Path) -> Header:
             are not single real numbers.
     """
     _refuse_misleading(path)
-    nifti = load_nifti(path) if is_nifti(path) else None
+    nifti = load_checked(path) if is_nifti(path) else None
     if isinstance(nifti, nibabel.Nifti2Image):
         grid, dtype = nifti2_grid_and_type(path, nifti)
         if dtype not in _NUMPY_TYPES.values():
             raise _not_scalar(path, str(dtype))
-        return Header(grid, dtype)
+        return Header(grid, dtype, is_nifti2=True)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
+    if nifti is not None:
+        reader.SetImageIO("NiftiImageIO")  # which it would find by asking all others first
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -238,8 +241,6 @@ def _refuse_misleading(path: Path) -> None:
         raise SamnnError(
             f"{path}: {_UNSAFE_ENDINGS[path.suffix]}. Convert it to .nii.gz or .nrrd and look at it."
         )
-    if is_nifti(path):
-        check_header(path)
 
 
 def _refuse_other_bytes(path: Path) -> None:

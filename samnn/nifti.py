@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 from isal import igzip, igzip_threaded, isal_zlib
+from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Pair
 from nibabel.spatialimages import HeaderDataError
@@ -28,11 +29,6 @@ def is_nifti(path: Path) -> bool:
     return path.name.endswith((".nii", ".nii.gz"))
 
 
-def is_nifti1(path: Path) -> bool:
-    """Whether a file is NIfTI-1, which all readers know."""
-    return is_nifti(path) and not isinstance(load_nifti(path), nibabel.Nifti2Image)
-
-
 def load_nifti(path: Path) -> Nifti1Pair:
     """The header, and where the voxels lie in the file; they are not read."""
     try:
@@ -41,15 +37,16 @@ def load_nifti(path: Path) -> Nifti1Pair:
         raise unreadable(path, error) from error
 
 
-def check_header(path: Path) -> None:
-    """Refuse a header that other programs would read otherwise than it says, without a word.
+def load_checked(path: Path) -> Nifti1Pair:
+    """As `load_nifti`, but refuse a header that other programs would read otherwise than it says, without a word.
 
     Raises:
         SamnnError: it is not compressed though named so, its geometry is not finite, its sform is sheared.
     """
     if path.name.endswith(".gz") and _is_bare_nifti(path):
         raise SamnnError(f"{path}: is not compressed. Compress it with gzip, or rename it to {path.stem}.")
-    header = load_nifti(path).header
+    image = load_nifti(path)
+    header = image.header
     geometry = [*header["pixdim"][1 : 1 + len(header.get_data_shape())]]
     if header["sform_code"] > 0:
         geometry += [*header["srow_x"], *header["srow_y"], *header["srow_z"]]
@@ -62,6 +59,7 @@ def check_header(path: Path) -> None:
         )
     if header["sform_code"] > 0:  # SimpleITK takes the qform then, if there is one: straightened
         refuse_shear(path, header.get_sform()[:3, :3])
+    return image
 
 
 def nifti2_grid_and_type(path: Path, image: nibabel.Nifti2Image) -> tuple[Grid, np.dtype]:
@@ -89,7 +87,7 @@ def read_voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarr
     """
     stored = load_nifti(path).dataobj
     flat, start = None, 0
-    for block in voxel_blocks(path):
+    for block in voxel_blocks(path, stored):
         if flat is None:  # by now the size is known to be plausible
             flat = np.empty(math.prod(stored.shape), stored.dtype)
         flat[start : start + len(block) // flat.itemsize] = np.frombuffer(block, flat.dtype)
@@ -99,13 +97,14 @@ def read_voxels(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarr
     return flat.astype(dtype, copy=False).reshape(shape, order="F")
 
 
-def voxel_blocks(path: Path) -> Iterator[bytes]:
+def voxel_blocks(path: Path, voxels: ArrayProxy) -> Iterator[bytes]:
     """The stored bytes of the voxels of a NIfTI file, in order, a few whole voxels at a time.
+
+    `voxels` says where they are: `load_nifti(path).dataobj`.
 
     Raises:
         SamnnError: the file ends early or fails its checksum.
     """
-    voxels = load_nifti(path).dataobj
     end = voxels.offset + math.prod(voxels.shape) * voxels.dtype.itemsize
     is_gzip = path.name.endswith(".gz")
     if voxels.offset < 0:
@@ -143,7 +142,7 @@ def ends_as_expected(path: Path) -> bool:
 def refuse_incomplete(path: Path) -> None:
     """Refuse a NIfTI file that ends early or fails its checksum."""
     if is_nifti(path):
-        for _ in voxel_blocks(path):
+        for _ in voxel_blocks(path, load_nifti(path).dataobj):
             pass
 
 
@@ -151,6 +150,7 @@ def write_nifti(path: Path, voxels: np.ndarray, header: nibabel.Nifti1Header) ->
     """Write voxels under a header that has their shape and place."""
     start = first_bytes(path, header, voxels.dtype)
     ordered = np.asarray(voxels, header.get_data_dtype()).reshape(-1, order="F")
+    ordered = np.ascontiguousarray(ordered)  # of a volume turned around completely it is a view
     blocks = (ordered[at : at + _BLOCK_BYTES] for at in range(0, len(ordered), _BLOCK_BYTES))
     with whole_file(path) as part:
         write_blocks(part, start, blocks)

@@ -6,7 +6,7 @@ skip connections; its weights can be loaded with `ENet.load_reference`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ class ENet(nn.Module):
             the weight).
         kernels: channels after the first layer, K; the stages have 4K, 8K, 8K, 4K, K.
         projection: a bottleneck computes with 1/projection of the channels that enter it.
+        strides: not used here. nnU-Net's own trainers read it in the plans: how much coarser each output of deep
+            supervision is than the one before; [[1, 1]] for each, and two more.
 
     The names of the only layer whose shape depends on `num_classes` contain `.seg_layers.`, which nnU-Net leaves
     out of `-pretrained_weights`.
@@ -42,6 +44,7 @@ class ENet(nn.Module):
         *,
         kernels: int = 16,
         projection: int = 4,
+        strides: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         if input_channels < 1 or num_classes < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,8 @@ class SAM2UNet(nn.Module):
             cheap; "all" blocks.
         scratch: train without pretrained weights. Otherwise the first forward in training mode raises unless weights
             were loaded.
+        strides: not used here. nnU-Net's own trainers read it in the plans: how much coarser each output of deep
+            supervision is than the one before; [[1, 1]] for each, and two more.
 
     The trunk is frozen and in evaluation mode, whatever the mode of the network. All but the first two arguments are
     JSON, as nnU-Net's plans need them. The names of the layers whose shapes depend on `num_classes` contain
@@ -58,6 +60,7 @@ class SAM2UNet(nn.Module):
         adapter_from: int = 0,
         gradient_checkpointing: str = "light",
         scratch: bool = False,
+        strides: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         _check(input_channels, num_classes, adapter_dim, adapter_init, adapter_from, gradient_checkpointing)

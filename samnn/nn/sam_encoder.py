@@ -50,6 +50,9 @@ class SAMEncoder(VisionTransformerSAM):
     def forward_features(self, image: Tensor) -> Tensor:
         """(B, in_chans, H, W), multiples of patch_size → (B, neck_chans, H / patch_size, W / patch_size)."""
         x = self.patch_embed(image)  # (B, h, w, embed_dim)
+        x = (
+            x.contiguous()
+        )  # a convolution leaves channels first in memory, and every block would keep them there
         x = x + resize_positions(self.pos_embed, x.shape[1:3])
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():

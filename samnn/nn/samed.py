@@ -15,6 +15,7 @@ from samnn.atomic import whole_file
 from samnn.errors import Problems, SamnnError
 
 from . import lora, sam_layouts
+from .coarse import Coarse
 from .sam_decoder import MaskDecoder
 from .sam_encoder import SAMEncoder
 from .sam_layouts import LoadReport
@@ -31,7 +32,7 @@ ARCHITECTURES = {
 ADAPTATIONS = ("lora", "lora_decoder", "frozen", "full")
 
 
-class SAMed(nn.Module):
+class SAMed(Coarse):
     """Segment pictures of any size with SAM's image encoder, adapted.
 
     Args:
@@ -56,6 +57,8 @@ class SAMed(nn.Module):
         silent_token: a token before those of the classes that has no map, as in AI4MI's networks; loading one of
             those adds it.
         merged: stand in evaluation mode with LoRA merged, which following loads merge anew: for prediction.
+        strides: not used here. nnU-Net's own trainers read it in the plans: how much coarser each output of deep
+            supervision is than the one before; [[1, 1]] for each, and two more.
 
     All but the first two arguments are JSON, as nnU-Net's plans need them. The names of all parameters whose shape
     depends on `num_classes` contain `.seg_layers.`, which nnU-Net leaves out of `-pretrained_weights`.
@@ -76,6 +79,7 @@ class SAMed(nn.Module):
         scratch: bool = False,
         silent_token: bool = False,
         merged: bool = False,
+        strides: Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
         if input_channels < 1 or num_classes < 1 or lora_rank < 1:
@@ -131,14 +135,22 @@ class SAMed(nn.Module):
                 "This SAMed was to be trained from SAM's weights, but none were loaded. Load them (load_sam), or ask "
                 "for training from random weights (scratch=True; a trainer's suffix _scratch)."
             )
+        logits = self.enlarge(self.coarse_logits(self.resize(image)), tuple(image.shape[-2:]))
+        return [logits] if self.decoder.deep_supervision else logits
+
+    def resize(self, image: Tensor) -> Tensor:
+        """(B, input_channels, H, W) → (B, input_channels, *image_size)."""
         patch = tuple(image.shape[-2:])
         size = self.image_size or self.square(patch)
-        resized = image
-        if size != patch:
-            resized = F.interpolate(image, size, mode="bilinear", antialias=True)
-        logits = self.decoder(self.encoder(self.project(resized)))
-        logits = F.interpolate(logits, patch, mode="bilinear", align_corners=False)
-        return [logits] if self.decoder.deep_supervision else logits
+        return image if size == patch else F.interpolate(image, size, mode="bilinear", antialias=True)
+
+    def coarse_logits(self, resized: Tensor) -> Tensor:
+        """(B, input_channels, h, w) → (B, num_classes, h / 4, w / 4)."""
+        return self.decoder(self.encoder(self.project(resized)))
+
+    def enlarge(self, logits: Tensor, size: tuple[int, ...]) -> Tensor:
+        """(B, num_classes, h / 4, w / 4) → (B, num_classes, *size)."""
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
     def square(self, patch: tuple[int, int]) -> tuple[int, int]:
         """The image size for a patch when none was given, both in pixels (height, width)."""

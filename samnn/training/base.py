@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -15,8 +19,11 @@ from torch import distributed as dist
 from samnn import __version__
 from samnn.atomic import write_json
 from samnn.errors import SamnnError
+from samnn.inference import BatchedPredictor
+from samnn.inference.export import export_prediction_from_logits
 from samnn.training.loaders import SeededLoaders
 from samnn.training.parallel import wrapped_for
+from samnn.training.planned import Planned
 from samnn.training.randomness import seed_all
 from samnn.training.resume import Resumable
 from samnn.training.steps import GuardedSteps
@@ -35,6 +42,7 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
     decay: float | None = None  # weight decay; nnU-Net: 3e-5
     deep_supervision: bool | None = None  # nnU-Net: True
     spatial_dims: ClassVar[tuple[int, ...]] = (2, 3)  # patches the network can take
+    planned: ClassVar[Planned | None] = None  # the configuration that `samnn plan` makes for it
     suffixes: ClassVar[
         tuple[Any, ...]
     ] = ()  # name options of this architecture alone (samnn.training.variants.Option)
@@ -155,12 +163,15 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
             self._write_settings()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's hook, in the precision of the training steps; several processes validate with the first one's buffers."""
+        """nnU-Net's hook, with our predictor and export in the place of its own, in the precision of training steps.
+
+        Several processes share the cases, each with the first one's buffers.
+        """
         if self.is_ddp:
             for buffer in self.network.module.buffers():
                 dist.broadcast(buffer, 0)
-            self.network.broadcast_buffers = False  # processes predict different numbers of patches
-        with self.own_precision():
+            self.network.broadcast_buffers = False  # they predict different numbers of patches
+        with _our_prediction(self.autocast_dtype()):
             super().perform_actual_validation(save_probabilities)
 
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -180,6 +191,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
             name: {"value": value, "source": self._source(origin)} for name, (value, origin) in rows.items()
         }
         plans = f"plans {self.plans_manager.plans_name}, configuration {self.configuration_name}"
+        if self.micro_batch == "auto" and self.planned_micro_batch() is not None:
+            settings["micro_batch"]["source"] = plans
         settings["batch_size"] = {"value": self.batch_size, "source": plans}
         settings["patch_size"] = {"value": list(self.configuration_manager.patch_size), "source": plans}
         return settings
@@ -226,6 +239,18 @@ _NNUNET_NAMES = {
     "decay": "weight_decay",
     "deep_supervision": "enable_deep_supervision",
 }
+
+
+@contextmanager
+def _our_prediction(precision: torch.dtype | None) -> Iterator[None]:
+    """nnU-Net's validation names its predictor and its export in its own module: there ours take their place."""
+    theirs = host.nnUNetPredictor, host.export_prediction_from_logits
+    host.nnUNetPredictor = partial(BatchedPredictor, precision=precision)
+    host.export_prediction_from_logits = export_prediction_from_logits
+    try:
+        yield
+    finally:
+        host.nnUNetPredictor, host.export_prediction_from_logits = theirs
 
 
 def _loss_name(loss: Any) -> str:

@@ -13,9 +13,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 
 from samnn.errors import SamnnError
+from samnn.inference.predictor import bare
 from samnn.nn.crf_head import CRFHead, attach_crf, crf_of
 from samnn.training.base import SamnnTrainer
-from samnn.training.steps import _bare
 
 
 class CRF(SamnnTrainer):
@@ -75,7 +75,7 @@ class CRF(SamnnTrainer):
     @property
     def crf(self) -> CRFHead:
         """The CRF behind the network."""
-        return crf_of(_bare(self.network))
+        return crf_of(bare(self.network))
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """nnU-Net's hook; logs what the CRF has learned."""
@@ -117,7 +117,7 @@ class CRFfinetune(CRF):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's hook; freezes first what is not trained, and notices when the network is given weights."""
-        network = _bare(self.network)
+        network = bare(self.network)
         network.requires_grad_(False)
         for module in (*_output_layers(network), self.crf):
             module.requires_grad_(True)
@@ -150,7 +150,7 @@ class CRFfinetune(CRF):
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """The trainer's settings, what it started from and what it trains."""
-        trained = [name for name, p in _bare(self.network).named_parameters() if p.requires_grad]
+        trained = [name for name, p in bare(self.network).named_parameters() if p.requires_grad]
         rows = {"started_from": self.started_from, "trained_parameters": trained}
         return super().settings() | {
             name: {"value": value, "source": "suffix _CRFfinetune"} for name, value in rows.items()
@@ -162,7 +162,7 @@ class CRFfinetune(CRF):
 
     def _start_from(self, source: str, weights: Mapping[str, Tensor]) -> None:
         """Load all of the network, and the CRF where `weights` hold one."""
-        network = _bare(self.network)
+        network = bare(self.network)
         own = {name: value for name, value in network.state_dict().items() if name.startswith("crf.")}
         try:
             network.load_state_dict(own | dict(weights))

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import os
 import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from samnn import environment
 from samnn.atomic import whole_file, whole_folder, write_json
 from samnn.errors import SamnnError
+from samnn.inference.model import build_network, find_trainer, read_checkpoint, read_json
 from samnn.nn import lora
 
 CHECKPOINT = "checkpoint_final.pth"
@@ -33,11 +27,6 @@ OF_MODEL = (  # what else belongs to a model, where it is there
     "crossval_results_folds_*/summary.json",
 )
 OF_FOLD = ("settings.json", "validation/summary.json")
-_IN_CHECKPOINTS = [  # what nnU-Net's checkpoints hold besides tensors and plain Python: the numbers of its log
-    np._core.multiarray.scalar if hasattr(np, "_core") else np.core.multiarray.scalar,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in ("bool", "int32", "int64", "float16", "float32", "float64")),
-]
 
 
 @dataclass(frozen=True)
@@ -73,11 +62,11 @@ def export(model: Path, out: Path, *, merge: bool = False, overwrite: bool = Fal
             f"{model}: holds no fold_*/{CHECKPOINT}. Name a results folder (Trainer__Plans__configuration) of a training "
             "that has ended."
         )
-    plans, dataset = (_read_json(model / name) for name in ("plans.json", "dataset.json"))
+    plans, dataset = (read_json(model / name) for name in ("plans.json", "dataset.json"))
     archive = out.with_name(f"{out.name}.zip")
     if archive.exists() and not overwrite:
         raise SamnnError(f"{archive}: exists already. Add --overwrite to replace it.")
-    first = _read(folds[0] / CHECKPOINT)
+    first = read_checkpoint(folds[0] / CHECKPOINT)
     configuration = first["init_args"]["configuration"]
     trained = _Trained(first["trainer_name"], plans, configuration, dataset)
     plans = trained.stock_plans(merge=merge)
@@ -87,7 +76,7 @@ def export(model: Path, out: Path, *, merge: bool = False, overwrite: bool = Fal
         (new / inside).mkdir(parents=True)
         write_json(new / inside / "plans.json", plans)
         for fold in folds:
-            checkpoint = _read(fold / CHECKPOINT)
+            checkpoint = read_checkpoint(fold / CHECKPOINT)
             network = trained.network(checkpoint["network_weights"])
             (new / inside / fold.name).mkdir()
             with whole_file(new / inside / fold.name / CHECKPOINT) as part:
@@ -107,7 +96,7 @@ class _Trained:
     def __init__(
         self, trainer: str, plans: dict[str, Any], configuration: str, dataset: dict[str, Any]
     ) -> None:
-        self.trainer = _find_trainer(trainer)
+        self.trainer = find_trainer(trainer)
         self.plans, self.dataset = plans, dataset
         self.configuration = configuration
 
@@ -177,13 +166,7 @@ def _not_stock(checkpoint: dict[str, Any]) -> SamnnError:
 def _build(trainer: Any, plans: dict[str, Any], configuration: str, dataset: dict[str, Any]) -> nn.Module:
     """The network that the predictor would build."""
     manager = PlansManager(plans)
-    return trainer.build_network_architecture(
-        manager,
-        manager.get_configuration(configuration),
-        _input_shape(plans, configuration, dataset)[0],
-        manager.get_label_manager(dataset).num_segmentation_heads,
-        enable_deep_supervision=False,
-    )
+    return build_network(trainer, manager, manager.get_configuration(configuration), dataset)
 
 
 def _input_shape(plans: dict[str, Any], configuration: str, dataset: dict[str, Any]) -> tuple[int, ...]:
@@ -195,33 +178,6 @@ def _input_shape(plans: dict[str, Any], configuration: str, dataset: dict[str, A
 
 def _of_plans(configuration: Any) -> dict[str, Any]:
     return configuration.configuration["architecture"]
-
-
-def _find_trainer(name: str) -> type[nnUNetTrainer]:
-    """nnU-Net's lookup, which also sees our trainers whether or not the environment lists them."""
-    os.environ.update(environment.settings(os.environ).variables)
-    with contextlib.redirect_stdout(io.StringIO()):
-        return recursive_find_trainer_class_by_name(name)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint, without running code that may be in it."""
-    try:
-        with torch.serialization.safe_globals(_IN_CHECKPOINTS):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises most things, depending on what is wrong
-        raise SamnnError(
-            f"{path}: cannot be read as a checkpoint of nnU-Net's: {str(error).splitlines()[0]} Is it whole?"
-        ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise SamnnError(
-            f"{path}: is no JSON ({error}). Copy it again from where the model was trained."
-        ) from error
 
 
 def _copy(patterns: tuple[str, ...], source: Path, target: Path) -> None:

@@ -68,13 +68,14 @@ class Occupancy:
         The box is rounded outwards to whole blocks: a label without its bit is surely not in the box; one with it
         is in the box, or beside it by no more than 7 voxels along an axis (2D: along rows and columns).
         """
-        blocks = self._blocks[case][
-            tuple(
-                slice(max(a, 0) // edge, max(-(-b // edge), 0))
-                for a, b, edge in zip(first, end, self.block, strict=True)
-            )
+        (x, y, z), (x_end, y_end, z_end), (dx, dy, dz) = first, end, self.block
+        blocks = self._blocks[case]
+        touched = blocks[  # written out: this is asked for every patch
+            max(x, 0) // dx : max(-(-x_end // dx), 0),
+            max(y, 0) // dy : max(-(-y_end // dy), 0),
+            max(z, 0) // dz : max(-(-z_end // dz), 0),
         ]
-        return np.bitwise_or.reduce(blocks, axis=(0, 1, 2))
+        return np.bitwise_or.reduce(touched, axis=(0, 1, 2))
 
     def occupied_layers(self, case: str) -> list[np.ndarray]:
         """For each axis, whether each layer of blocks across it holds any label: 0 or 1."""

@@ -7,6 +7,7 @@ import random
 import re
 from array import array
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -37,17 +38,20 @@ class Places:
         block: Sequence[int],
     ) -> None:
         self.ranges: list[range] = []
-        self.near: list[array] = []  # places along an axis from which the box touches an occupied layer
+        # places along an axis from which the box touches an occupied layer
+        self.near: list[range | array] = []
         for axis, (n, size) in enumerate(zip(shape, patch, strict=True)):
             more = max(int(pad[axis]), size - n)  # a box larger than the case is centred on it
             places = range(-more // 2, n + more // 2 + more % 2 - size + 1)
             self.ranges.append(places)
-            near = array("i")
+            runs: list[range] = []
             for run in re.finditer(b"\x01+", occupied[axis].tobytes()):
                 start = max(run.start() * block[axis] - final[axis] - margin[axis] + 1, places.start)
                 stop = min(run.end() * block[axis] - margin[axis], places.stop)
-                near.extend(range(max(start, near[-1] + 1) if near else start, stop))
-            self.near.append(near)
+                start = max(start, runs[-1].stop) if runs else start
+                if start < stop:
+                    runs.append(range(start, stop))
+            self.near.append(runs[0] if len(runs) == 1 else array("i", chain.from_iterable(runs)))
         self.n_near = math.prod(map(len, self.near))
         self.n_far = math.prod(map(len, self.ranges)) - self.n_near
 

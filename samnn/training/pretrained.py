@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from samnn import weights as store
 from samnn.errors import SamnnError
+from samnn.inference.predictor import bare
 from samnn.nn import lora
 from samnn.training.base import SamnnTrainer
-from samnn.training.steps import _bare
 
 RECORD = (
     "left_out"  # key, in a state dict, of what is left out of it; no network has a parameter of that name
@@ -180,7 +180,7 @@ class Pretrained(SamnnTrainer):
     def checkpoint(self, *, epochs_done: int, to_continue: bool = False) -> dict[str, Any]:
         """What a checkpoint holds, less what can be had elsewhere or is of no use."""
         content = super().checkpoint(epochs_done=epochs_done, to_continue=to_continue)
-        content["network_weights"] = lean_state_dict(_bare(self.network), own_files=self.lean)
+        content["network_weights"] = lean_state_dict(bare(self.network), own_files=self.lean)
         content["samnn"]["without_optimizer"] = not to_continue
         if not to_continue:  # nnU-Net loads what is here even for --val, so it stays an optimizer's state
             content["optimizer_state"]["state"] = {}

@@ -18,8 +18,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
 from samnn.atomic import whole_file
+from samnn.inference.predictor import bare
 from samnn.training.randomness import random_state, set_random_state
-from samnn.training.steps import _bare
 
 FORECAST_AFTER = 50  # iterations
 
@@ -126,7 +126,7 @@ class Resumable(nnUNetTrainer):
             logging = {key: values[:epochs_done] for key, values in logging.items()}
         scaler = self.grad_scaler
         return {
-            "network_weights": _bare(self.network).state_dict(),
+            "network_weights": bare(self.network).state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
             "grad_scaler_state": None if scaler is None else scaler.state_dict(),
             "logging": logging,

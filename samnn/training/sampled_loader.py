@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,8 @@ class SampledLoader(nnUNetDataLoader):
             p // 2 - f // 2 for p, f in zip(loader.patch_size, loader.final_patch_size, strict=True)
         ]
         loader._places = {}
+        loader._present = {}  # case → the classes in it, and their weights cumulated
+        loader._nothing = np.zeros_like(loader.class_bits[0])
         return loader
 
     def get_indices(self) -> Sequence[str]:
@@ -113,12 +116,12 @@ class SampledLoader(nnUNetDataLoader):
             box = super().get_bbox(data_shape, force_fg, class_locations)
         else:
             first = None if force_fg else self._free_place(case, data_shape, class_locations, acceptance)
-            if first is None:
-                drawn = self._draw_class(class_locations)
-                self._forced[drawn] += force_fg
-                box = super().get_bbox(data_shape, True, class_locations, self.classes[drawn])
-            else:
-                box = first, [f + size for f, size in zip(first, self.patch_size, strict=True)]
+            if first is not None:
+                self._labels.append(self._looked_at)
+                return first, [f + size for f, size in zip(first, self.patch_size, strict=True)]
+            drawn = self._draw_class(case, class_locations)
+            self._forced[drawn] += force_fg
+            box = super().get_bbox(data_shape, True, class_locations, self.classes[drawn])
         self._labels.append(self._labels_in(case, box[0]))
         return box
 
@@ -141,8 +144,10 @@ class SampledLoader(nnUNetDataLoader):
                 occupied=self.occupancy.occupied_layers(case),
                 block=self.occupancy.block,
             )
+        # What is looked at last is the place taken, or, where that needed no look, a place as empty as it.
+        self._looked_at = self._nothing
         if not self.has_ignore:
-            return places.draw(acceptance, lambda place: self._labels_in(case, place).any())
+            return places.draw(acceptance, lambda place: self._has_foreground(case, place))
         annotated = class_locations[self.annotated_classes_key]
         for _ in range(MOST_DRAWS):
             voxel = annotated[random.randrange(len(annotated))][1:]
@@ -150,16 +155,25 @@ class SampledLoader(nnUNetDataLoader):
                 max(r[0], int(v) - size // 2)
                 for r, v, size in zip(places.ranges, voxel, self.patch_size, strict=True)
             ]
-            if self._labels_in(case, place).any() or random.random() < acceptance:
+            if self._has_foreground(case, place) or random.random() < acceptance:
                 return place
         return None
 
-    def _labels_in(self, case: str, place: Sequence[int]) -> np.ndarray:
-        first = [p + m for p, m in zip(place, self.margin, strict=True)]
-        return self.occupancy.labels_in(
-            case, first, [f + size for f, size in zip(first, self.final_patch_size, strict=True)]
-        )
+    def _has_foreground(self, case: str, place: Sequence[int]) -> bool:
+        self._looked_at = self._labels_in(case, place)
+        return bool(self._looked_at.any())
 
-    def _draw_class(self, class_locations: Mapping[ClassKey, Any]) -> int:
-        present = [i for i, key in enumerate(self.classes) if len(class_locations[key]) > 0]
-        return random.choices(present, [self.class_weights[i] for i in present])[0]
+    def _labels_in(self, case: str, place: Sequence[int]) -> np.ndarray:
+        # written out: this is asked for every patch
+        (x, y, z), (dx, dy, dz), (nx, ny, nz) = place, self.margin, self.final_patch_size
+        x, y, z = x + dx, y + dy, z + dz
+        return self.occupancy.labels_in(case, (x, y, z), (x + nx, y + ny, z + nz))
+
+    def _draw_class(self, case: str, class_locations: Mapping[ClassKey, Any]) -> int:
+        known = self._present.get(case)
+        if known is None:
+            present = [i for i, key in enumerate(self.classes) if len(class_locations[key]) > 0]
+            known = present, list(accumulate(self.class_weights[i] for i in present))
+            self._present[case] = known
+        present, cumulated = known
+        return random.choices(present, cum_weights=cumulated)[0]

@@ -11,13 +11,15 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from samnn.errors import SamnnError
+from samnn.inference.predictor import bare
 from samnn.training import hardware
 from samnn.training.randomness import random_state, set_random_state
 from samnn.training.schedules import IterationSchedule
+
+OUR_KEY = "samnn"  # in a configuration of plans: what nnU-Net has no place for
 
 
 class GuardedSteps(nnUNetTrainer):
@@ -25,7 +27,7 @@ class GuardedSteps(nnUNetTrainer):
 
     gradient_clip: float = 12.0  # nnU-Net's value
     micro_batch: int | str | None = (
-        "auto"  # samples per forward pass; "auto": what fits; None: the whole batch
+        "auto"  # samples per forward pass; "auto": what the plans say, or what fits; None: the whole batch
     )
     memory_share: float = 0.8  # of the free memory that "auto" may fill with activations
     max_skipped_steps: int = 50  # in a row, before training stops
@@ -138,17 +140,23 @@ class GuardedSteps(nnUNetTrainer):
         self.skipped_in_epoch = 0
         super().on_train_epoch_end(train_outputs)
 
+    def planned_micro_batch(self) -> int | None:
+        """The micro-batch that the plans say, under our key; None: nothing said."""
+        return self.configuration_manager.configuration.get(OUR_KEY, {}).get("micro_batch")
+
     def choose_micro_batch(self) -> int | None:
-        """Samples per forward pass: the attribute, or for "auto" what fits into the free memory; None: all."""
+        """Samples per forward pass: the attribute, or for "auto" the plans' or what fits into memory; None: all."""
         if self.micro_batch != "auto":
             return self.micro_batch
+        if (planned := self.planned_micro_batch()) is not None:
+            return planned
         pair = torch.zeros(  # batch norm refuses a single value per channel, which one small patch may come down to
             (2, self.num_input_channels, *self.configuration_manager.patch_size), device=self.device
         )
         state = random_state()
         with _frozen_batch_statistics(self.network), self._autocast():
             # Twice what autograd saves for one: gradients of activations and workspace live beside them.
-            per_sample = hardware.saved_activation_bytes(_bare(self.network), pair)
+            per_sample = hardware.saved_activation_bytes(bare(self.network), pair)
         set_random_state(state)
         free = hardware.free_memory_bytes(self.device)
         fits = max(1, int(self.memory_share * free / max(per_sample, 1)))
@@ -209,13 +217,6 @@ def _to_device(target: Tensor | list[Tensor], device: torch.device) -> Tensor | 
 
 def _as_list(outputs: Tensor | list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
-def _bare(network: nn.Module) -> nn.Module:
-    """The network inside DDP and torch.compile wrappers."""
-    if isinstance(network, nn.parallel.DistributedDataParallel):
-        network = network.module
-    return network._orig_mod if isinstance(network, OptimizedModule) else network
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import pytest
 from pair_sources import GRID, convert, image, mask, pair, ras, save, save_itk, save_nifti, save_series
 from small_thorax import files
 
+from samnn.errors import SamnnError
 from samnn.io import Volume, read_labels, read_volume
 
 TURNED = [(axes, flips) for axes in permutations(range(3)) for flips in ("", "x", "yz", "xyz")]
@@ -221,6 +222,35 @@ def test_a_mask_on_another_grid_is_resampled_on_request_and_it_is_reported(tmp_p
     assert "resampled" in capsys.readouterr().out
     changes = json.loads((dataset / "conversion.json").read_text())["cases"]["a"]["changes"]
     assert "shape (7, 6, 5) against (14, 12, 10)" in changes[0]
+
+
+def moved_mask(layers: int) -> Volume:
+    """The mask some layers higher: label 1 fills layers 1 and 2 of five, label 2 fills layer 3."""
+    upward_mm = np.reshape(GRID.direction, (3, 3))[:, 2] * GRID.spacing_mm[2]
+    moved = replace(GRID, origin_mm=tuple(np.array(GRID.origin_mm) + layers * upward_mm))
+    return Volume(mask().voxels, moved)
+
+
+def test_labels_that_resampling_loses_are_named(tmp_path):
+    save(tmp_path / "images/a.nii.gz", image())
+    save(tmp_path / "masks/a.nii.gz", moved_mask(2))
+    dataset = convert(tmp_path, tmp_path / "raw", resample=True)
+    assert set(np.unique(read_labels(dataset / "labelsTr/a.nii.gz").voxels)) == {0, 1}
+    changes = json.loads((dataset / "conversion.json").read_text())["cases"]["a"]["changes"]
+    assert changes[-1] == "lost by resampling: value(s) 2"
+
+
+def test_a_mask_of_which_resampling_leaves_nothing_is_refused(tmp_path):
+    save(tmp_path / "images/a.nii.gz", image())
+    save(tmp_path / "masks/a.nii.gz", moved_mask(20))
+    with pytest.raises(SamnnError, match=r"masks/a\.nii\.gz: no label lies on a\.nii\.gz"):
+        convert(tmp_path, tmp_path / "raw", resample=True)
+
+
+def test_a_segmentation_of_slicer_belongs_to_the_image_of_its_name(tmp_path):
+    save(tmp_path / "images/a.nii.gz", image())
+    save_itk(tmp_path / "masks/a.seg.nrrd", mask())
+    assert_same(convert(tmp_path, tmp_path / "raw") / "labelsTr/a.nii.gz", mask())
 
 
 def test_header_noise_of_a_mask_is_replaced_by_the_header_of_the_image(tmp_path):

@@ -231,7 +231,7 @@ def test_all_refused_cases_are_listed_at_once(tmp_path):
     save(tmp_path / "masks/c.nii.gz", Volume(mask().voxels * np.uint8(100), GRID))
     with pytest.raises(Problems) as refusal:
         convert(tmp_path, tmp_path / "raw", labels="a=1,b=2")
-    for message in [*expected, "holds fractional values", "[100, 200], which --labels does not name"]:
+    for message in [*expected, "holds fractional values", "holds value(s) [100, 200]; the labels are"]:
         assert message in str(refusal.value)
 
 

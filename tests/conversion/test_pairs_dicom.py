@@ -305,6 +305,11 @@ def colour(folder: Path, names: list[Path]) -> str:
     return "is a colour image"
 
 
+def high_values_dark(folder: Path, names: list[Path]) -> str:
+    edit(names[0], PhotometricInterpretation="MONOCHROME1")
+    return "is MONOCHROME1"
+
+
 def no_position(folder: Path, names: list[Path]) -> str:
     edit(names[0], ImagePositionPatient=[1, 2])
     return "is damaged"
@@ -383,7 +388,7 @@ def only_a_structure_set(folder: Path, names: list[Path]) -> str:
 
 @pytest.mark.parametrize(
     "damage",
-    [same_slice_twice, another_orientation, another_spacing, one_slice, multi_frame, colour, no_position, cut_voxels,
+    [same_slice_twice, another_orientation, another_spacing, one_slice, multi_frame, colour, high_values_dark, no_position, cut_voxels,
      without_position, enhanced, enhanced_beside_a_localizer, slope_of_zero, table_of_values, few_pixels, no_pixels, first_slice_empty, first_slice_cut_in_its_header, only_a_structure_set],
     ids=lambda damage: damage.__name__,
 )  # fmt: skip

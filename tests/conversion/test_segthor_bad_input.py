@@ -253,6 +253,12 @@ def test_a_heart_that_repair_would_erase_is_not_repaired_even_if_asked(segthor, 
     assert "0% of the 1 voxels of the heart would be left" in message
 
 
+def test_a_heart_that_repair_would_erase_is_asked_about_without_offering_repair(segthor, tmp_path):
+    heart_of_one_voxel_that_would_be_erased(segthor)
+    message = refusal(segthor, tmp_path)
+    assert "--heart-for Patient_01=keep" in message and "Patient_01=repair" not in message
+
+
 def test_a_choice_for_one_patient_that_contradicts_another_or_has_no_labels_is_refused(segthor, tmp_path):
     choices = ["Patient_01=keep", "Patient_01=repair", "Patient_41=keep"]
     message = refusal(segthor, tmp_path, heart_for=choices)

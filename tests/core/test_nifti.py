@@ -91,5 +91,6 @@ def test_the_values_of_a_label_map_are_found_wherever_they_are(tmp_path, dtype):
     """In the last voxels, too, which fill no word of eight bytes; and with or without a zero."""
     labels = np.zeros((7, 5, 3), dtype)
     labels[0, 0, 0], labels[3, 2, 1], labels[-1, -1, -1] = 3, 7, 9
-    assert label_values(save(tmp_path / "x.nii", labels)) == {0, 3, 7, 9}
-    assert label_values(save(tmp_path / "y.nii", labels + np.array(1, dtype))) == {1, 4, 8, 10}
+    for name, offset, expected in (("x.nii", 0, {0, 3, 7, 9}), ("y.nii", 1, {1, 4, 8, 10})):
+        path = save(tmp_path / name, labels + np.array(offset, dtype))
+        assert label_values(path, read_header(path)) == expected

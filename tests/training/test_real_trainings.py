@@ -92,31 +92,40 @@ def test_enet_runs_on_head_neck_ct(command: Callable, real: Callable, tmp_path: 
     assert metrics[metrics.metric == "dice"].value.dropna().between(0, 1).all()
 
 
+SMALL = {
+    "SAMed": ("samnn.nn.samed.SAMed", "sam", "_full_scratch"),
+    "SAM2UNet": ("samnn.nn.sam2_unet.SAM2UNet", "hiera", "_scratch_structureLoss"),
+}  # method → class, its sizes in the reference, suffixes
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("method", SMALL)
 @pytest.mark.parametrize(
     ("dataset", "n_training", "n_test"), [("Dataset904_Hippocampus", 10, 3), ("Dataset901_OpenKBPHN", 5, 1)]
 )
-def test_sam2unet_with_a_small_random_trunk_runs_on_real_volumes(
+def test_a_small_random_encoder_runs_on_real_volumes(
     command: Callable,
     real: Callable,
     shared: Path,
     tmp_path: Path,
+    method: str,
     dataset: str,
     n_training: int,
     n_test: int,
 ) -> None:
     """60 iterations; only on the hippocampus is that enough to beat a constant prediction."""
-    sizes = json.loads((shared / "reference" / "config.json").read_text())["sam2unet"]["hiera"]
+    class_name, sizes, suffixes = SMALL[method]
+    config = json.loads((shared / "reference" / "config.json").read_text())
     network = {
-        "network_class_name": "samnn.nn.sam2_unet.SAM2UNet",
-        "arch_kwargs": {"architecture": sizes},
+        "network_class_name": class_name,
+        "arch_kwargs": {"architecture": config["sam2unet"][sizes] if sizes == "hiera" else config[sizes]},
         "_kw_requires_import": [],
     }
     folders = real(dataset, n_training=n_training, n_test=n_test)
-    trainer = "nnUNetTrainerSAM2UNet_scratch_structureLoss_2epochs_30iters_seed1"
+    trainer = f"nnUNetTrainer{method}{suffixes}_2epochs_30iters_seed1"
     metrics = train_predict_evaluate(command, folders, dataset, trainer, tmp_path, network)
     dice = metrics[metrics.metric == "dice"].groupby("label").value.mean()
-    print(f"Dice on {dataset}: {dice.to_dict()}")
+    print(f"Dice of {method} on {dataset}: {dice.to_dict()}")
     if "Hippocampus" in dataset:
         for label in (1, 2):
             assert dice[label] > 2 * constant_dice(Path(folders["nnUNet_raw"]) / dataset / "labelsTs", label)

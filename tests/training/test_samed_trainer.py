@@ -263,6 +263,33 @@ def test_missing_frozen_weights_name_the_two_ways_out(trained: Path, own_weights
         predictor(model_in(trained))
 
 
+def test_nnunets_zip_of_a_lean_checkpoint_predicts_where_the_weights_are_and_says_what_to_do_where_not(
+    trained: Path,
+    predicted: dict[str, np.ndarray],
+    own_weights: Path,
+    nnunet: SimpleNamespace,
+    command: Callable,
+    tmp_path: Path,
+) -> None:
+    archive, elsewhere, out = tmp_path / "model.zip", tmp_path / "results", tmp_path / "out"
+    elsewhere.mkdir()
+    which = ("-d", 501, "-c", "2d_samed", "-p", "tinyPlans", "-tr", NAME, "-f", 0)
+    command("nnUNetv2_export_model_to_zip", "-o", archive, *which)
+    assert archive.stat().st_size < own_weights.stat().st_size
+    command("nnUNetv2_install_pretrained_model_from_zip", archive, nnUNet_results=str(elsewhere))
+    images = nnunet.raw / "Dataset501_Tiny" / "imagesTs"
+    predict = (
+        "nnUNetv2_predict_from_modelfolder", "-i", images, "-o", out, "-m", model_in(elsewhere), *PREDICT
+    )  # fmt: skip
+    with hidden(own_weights):
+        failed = command(*predict, ok=False)
+        assert "samnn export MODEL" in failed.stdout + failed.stderr
+    command(*predict)
+    found = arrays(out)
+    assert found.keys() == predicted.keys()
+    assert all(np.array_equal(found[name], predicted[name]) for name in found)
+
+
 def test_weights_of_another_hash_do_not_fill_a_checkpoint(trained: Path, own_weights: Path) -> None:
     weights = read(model_in(trained) / "fold_0" / FINAL)["network_weights"]
     weights[RECORD] = weights[RECORD] | {"sha256": "0" * 64}

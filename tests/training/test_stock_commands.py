@@ -84,6 +84,25 @@ def test_prediction_keeps_the_grid_and_ensembles(
     assert set(label_files(tmp_path)) == {"case_6.nii.gz", "case_7.nii.gz"}
 
 
+def test_validation_predicts_as_samnn_predict_does(
+    trained: SimpleNamespace, command: Callable, tmp_path: Path
+) -> None:
+    validation = model(trained.results, ENET) / "fold_0" / "validation"
+    images = tmp_path / "images"
+    images.mkdir()
+    for saved in validation.glob("*.npz"):
+        image = f"{saved.stem}_0000.nii.gz"
+        shutil.copyfile(trained.raw / "Dataset501_Tiny" / "imagesTr" / image, images / image)
+    command(
+        "samnn", "predict", "-i", images, "-o", tmp_path / "out", "-d", 501, "-c", "2d", "-f", 0, "-tr", ENET,
+        "--save-probabilities", *CPU,
+    )  # fmt: skip
+    assert label_files(tmp_path / "out") == label_files(validation)
+    for saved in validation.glob("*.npz"):
+        again = np.load(tmp_path / "out" / saved.name)["probabilities"]
+        assert np.abs(again - np.load(saved)["probabilities"]).max() < 1e-5
+
+
 @pytest.mark.slow
 def test_find_best_configuration_compares_our_trainers(trained: SimpleNamespace, command: Callable) -> None:
     command("nnUNetv2_find_best_configuration", 501, "-c", "2d", "-tr", ENET, UNET, "-f", 0, "-np", 1)

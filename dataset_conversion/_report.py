@@ -1,4 +1,4 @@
-"""The report of a conversion of pairs: what was converted, changed, refused."""
+"""The report of a conversion: what was converted, changed, refused."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rich.text import Text
 from samnn.errors import SamnnError
 
 from ._label_names import LabelNames
-from ._pair_work import Plan
 from ._splits import Splits
+from ._writing import Plan
 
-MOST_UNCHANGED_ROWS = 20  # of cases of which there is nothing to say
+MOST_ROWS_WITHOUT_NOTES = 20
 
 
 def print_report(
@@ -37,18 +37,20 @@ def print_report(
     for plan in plans:
         if plan.name in refused:
             continue
-        image, mask = _actions(plan, entries.get(plan.name), names)
-        renamed = [] if plan.name == plan.pair.called else [f"was {plan.pair.called!r}"]
-        notes = [*renamed, *plan.changes, *(f"ignored: {what}" for what in plan.ignored)]
-        if not notes and {image, mask} <= {"copied", "linked", "to copy", "none: test case"}:
+        entry = entries.get(plan.name)
+        image, mask = _actions(entry or plan.to_do(names))
+        changes = entry["changes"] if entry else plan.changes
+        renamed = [] if plan.name == plan.called else [f"was {plan.called!r}"]
+        notes = [*renamed, *changes, *(f"ignored: {what}" for what in plan.ignored)]
+        if not notes:
             quiet += 1
-            if quiet > MOST_UNCHANGED_ROWS:
+            if quiet > MOST_ROWS_WITHOUT_NOTES:
                 continue
         new = sorted(names.new_values.get(value, value) for value in plan.values - {0})
-        text = Text("; ".join(notes), style="yellow" if plan.changes else "")
+        text = Text("; ".join(notes), style="yellow" if changes else "")
         table.add_row(Text(plan.name), Text(image), Text(mask), ", ".join(map(str, new)), text)
-    if quiet > MOST_UNCHANGED_ROWS:
-        table.add_row("…", "", "", "", f"{quiet - MOST_UNCHANGED_ROWS} more cases that fit as they are")
+    if quiet > MOST_ROWS_WITHOUT_NOTES:
+        table.add_row("…", "", "", "", f"{quiet - MOST_ROWS_WITHOUT_NOTES} more cases without notes")
     for name, problems in sorted(refused.items()):
         table.add_row(Text(name), Text("refused", style="red"), "", "", Text("\n".join(problems)))
     try:
@@ -60,22 +62,18 @@ def print_report(
         raise SamnnError(f"{remarks[-1]}, but the table cannot be printed ({error}).") from error
 
 
-def _actions(plan: Plan, entry: Mapping[str, Any] | None, names: LabelNames) -> tuple[str, str]:
-    """What was done, or without an entry will be done, with the images and the mask."""
+def _actions(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """What was, or will be, done with the images and the mask, in words."""
 
     def words(how: str, because: str) -> str:
         return f"{how}: {because}" if because else how
 
-    if entry is None:
-        images = [words("to convert" if c.rewritten else "to copy", c.rewritten) for c in plan.channels]
-        because = [*plan.mask_rewritten, *(["renumbered"] if plan.values & names.changed.keys() else [])]
-        mask = words("to convert" if because else "to copy", ", ".join(because))
-    else:
-        images = [words(image["how"], image["because"]) for image in entry["images"]]
-        mask = words(entry["mask"]["how"], ", ".join(entry["mask"]["because"])) if "mask" in entry else ""
+    images = [words(image["how"], image["because"]) for image in entry["images"]]
     counted = Counter(images)
     image = ", ".join(f"{count} x {what}" if len(images) > 1 else what for what, count in counted.items())
-    return image, mask if plan.pair.mask is not None else "none: test case"
+    if "mask" not in entry:
+        return image, "none: test case"
+    return image, words(entry["mask"]["how"], ", ".join(entry["mask"]["because"]))
 
 
 def _remarks(
@@ -94,7 +92,12 @@ def _remarks(
         remarks.append(f"In no mask: {', '.join(absent)}")
     if splits is not None:
         fewer = "" if len(splits) == 5 else ". Do not train further folds: nnU-Net would split them at random"
-        remarks.append(f"{len(splits)} folds that keep patients together{fewer}")
+        what = (
+            "1 fold, the set's own lists"
+            if len(splits) == 1
+            else f"{len(splits)} folds, patients kept together"
+        )
+        remarks.append(f"{what}{fewer}")
     if refused:
         remarks.append(f"Refused: {len(refused)} case(s)")
     return remarks

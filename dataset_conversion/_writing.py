@@ -1,4 +1,4 @@
-"""Writing a dataset of pairs: what a stopped run has done is kept, and all appears at once."""
+"""Writing a dataset case by case: what a stopped run has done is kept, and all appears at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import track
@@ -21,9 +21,51 @@ from samnn.workers import each_case_in_threads
 
 from . import _layout, _splits
 from ._label_names import LabelNames
-from ._pair_work import Plan, write
 
 RECORDS = ".cases"  # in the folder being written: a file for each case that is done
+
+
+class Plan(Protocol):
+    """What will be done with one case, of whatever kind of source."""
+
+    values: set[int]  # in its label map, as stored at the source
+    changes: list[str]  # what the user should know
+    ignored: list[str]
+
+    @property
+    def name(self) -> str:
+        """The case in the dataset."""
+
+    @property
+    def called(self) -> str:
+        """The case at the source."""
+
+    @property
+    def patient(self) -> str | None: ...
+
+    @property
+    def is_test(self) -> bool: ...
+
+    @property
+    def has_labels(self) -> bool: ...
+
+    @property
+    def n_channels(self) -> int: ...
+
+    @property
+    def sources(self) -> list[Path]:
+        """Every file that is read, the first image first and the label map last."""
+
+    def asked(self) -> dict[str, Any]:
+        """What, besides its sources, its files depend on, as JSON: a case done for the same is not done again."""
+
+    def to_do(self, names: LabelNames) -> dict[str, Any]:
+        """How its images and mask will be made, in the form of its entry in conversion.json."""
+
+    def write(
+        self, dataset: _layout.RawDataset, names: LabelNames, *, n_channels: int, link: bool
+    ) -> dict[str, Any]:
+        """Write its files and return its entry in conversion.json, with the size of each under `files`."""
 
 
 @dataclass
@@ -36,6 +78,8 @@ class Dataset:
     splits: _splits.Splits | None
     refused: dict[str, list[str]]  # problems by case; those found while writing are added
     link: bool
+    conversion: dict[str, Any]  # of conversion.json: the converter, and what holds for all cases
+    file_ending: str = ".nii.gz"
 
     def write(self, target: Path, *, workers: int, overwrite: bool, skip_refused: bool) -> dict[str, Any]:
         """Write every case that an earlier run has not, then what describes them; return the entries by case.
@@ -43,14 +87,16 @@ class Dataset:
         Raises:
             Problems: cases were refused while writing. The others are kept for the next run.
         """
-        with _layout.new_dataset(target, overwrite=overwrite, resume=True) as dataset:
+        with _layout.new_dataset(
+            target, overwrite=overwrite, resume=True, file_ending=self.file_ending
+        ) as dataset:
             records = dataset.folder / RECORDS
             records.mkdir(exist_ok=True)
             asked = {plan.name: self._asked(plan) for plan in self.plans}
             entries = {name: entry for name in asked if (entry := _kept(dataset.folder, name, asked[name]))}
             waiting = [plan for plan in self.plans if plan.name not in entries]
             failed: dict[str, list[str]] = {}
-            arguments = (dataset.folder, self.names, self.link)
+            arguments = (dataset, self.names, len(self.channel_names), self.link)
             for name, entry in each("Writing", _write, waiting, *arguments, workers=workers, refused=failed):
                 record = json.dumps({"asked": asked[name], "entry": entry})
                 (records / f"{name}.json").write_text(record, encoding="utf-8")  # half of one counts as none
@@ -60,9 +106,10 @@ class Dataset:
                 for path in dataset.folder.iterdir():
                     shutil.rmtree(path)
             if failed and not (skip_refused and any("mask" in entry for entry in entries.values())):
+                kept = f" The {len(entries)} others are kept for the next run." if entries else ""
                 raise Problems(
-                    f"{target} was not written: {len(failed)} of {len(self.plans)} cases refused. The "
-                    f"{len(entries)} others are kept for the next run. Mend these, or add --skip-refused:",
+                    f"{target} was not written: {len(failed)} of {len(self.plans)} cases refused.{kept} Mend these, or "
+                    "add --skip-refused:",
                     flat(failed),
                 )
             _remove_strangers(dataset.folder, entries)
@@ -77,8 +124,7 @@ class Dataset:
         states = [(str(path), path.stat()) for path in plan.sources]
         return {
             "sources": [[path, state.st_size, state.st_mtime_ns] for path, state in states],
-            "images": [[channel.rewritten, channel.volume] for channel in plan.channels],
-            "mask": [plan.mask_rewritten, plan.changes],
+            "plan": plan.asked(),
             "values": [[old, new] for old, new in self.names.new_values.items()],
             "link": self.link,
             "samnn_version": __version__,
@@ -94,14 +140,17 @@ class Dataset:
         dataset.finish(
             channel_names=self.channel_names,
             **self.names.description(),
-            conversion={
-                "converter": "pairs",
-                "samnn_version": __version__,
-                "values_renumbered": {str(old): new for old, new in self.names.changed.items()},
-                "refused": self.refused,
-                "cases": {name: entries[name] for name in sorted(entries)},
-            },
+            conversion=self.record(entries),
         )
+
+    def record(self, entries: dict[str, Any]) -> dict[str, Any]:
+        """What conversion.json says."""
+        return self.conversion | {
+            "samnn_version": __version__,
+            "values_renumbered": {str(old): new for old, new in self.names.changed.items()},
+            "refused": self.refused,
+            "cases": {name: entries[name] for name in sorted(entries)},
+        }
 
 
 def each(
@@ -131,8 +180,10 @@ def flat(refused: dict[str, list[str]]) -> list[str]:
     return [problem for name in sorted(refused) for problem in refused[name]]
 
 
-def _write(plan: Plan, folder: Path, names: LabelNames, link: bool) -> tuple[str, dict[str, Any]]:
-    return plan.name, write(plan, folder, names, link)
+def _write(
+    plan: Plan, dataset: _layout.RawDataset, names: LabelNames, n_channels: int, link: bool
+) -> tuple[str, dict[str, Any]]:
+    return plan.name, plan.write(dataset, names, n_channels=n_channels, link=link)
 
 
 def _kept(folder: Path, name: str, asked: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,132 @@
+"""Arrays in .npz and HDF5 files, read without ever unpickling, and stacked into volumes."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from samnn.errors import SamnnError
+from samnn.geometry import Grid
+from samnn.io import Volume
+
+_TYPES = "biuf"
+
+
+def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """The shape and type of every array in a .npz file; nothing but headers is read.
+
+    Raises:
+        SamnnError: it is no such file.
+    """
+    headers = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                if not member.endswith(".npy"):
+                    continue
+                with archive.open(member) as file:
+                    major, _ = np.lib.format.read_magic(file)
+                    read = (
+                        np.lib.format.read_array_header_1_0
+                        if major == 1
+                        else np.lib.format.read_array_header_2_0
+                    )
+                    shape, _, dtype = read(file)
+                    headers[member.removesuffix(".npy")] = (shape, dtype)
+    except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
+        raise _unreadable(path, error) from error
+    return headers
+
+
+def read_npz(path: Path, key: str) -> np.ndarray:
+    """One array of real numbers in a .npz file.
+
+    Raises:
+        SamnnError: there is none, it is damaged, pickled, not finite, or not of real numbers.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            array = content.get(key)
+    except MemoryError:  # said by whoever runs the case
+        raise
+    except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
+        raise _unreadable(path, error) from error
+    return _checked(path, key, array)
+
+
+def read_h5(path: Path, key: str) -> np.ndarray:
+    """One array of real numbers in an HDF5 file; needs the package h5py.
+
+    Raises:
+        SamnnError: h5py is not installed, or as `read_npz`.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise SamnnError(
+            f"{path}: reading HDF5 needs h5py. Install it: pip install 'samnn[synapse]'"
+        ) from error
+    try:
+        with h5py.File(path, "r") as file:
+            array = np.asarray(file[key][()]) if isinstance(file.get(key), h5py.Dataset) else None
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return _checked(path, key, array)
+
+
+def whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
+    """Labels as integers, which some sets store as floats.
+
+    Raises:
+        SamnnError: a value is fractional.
+    """
+    whole = array.astype(np.int32)
+    if not np.array_equal(whole, array):
+        raise SamnnError(f"{path}: holds fractional labels; expected whole numbers. Was it interpolated?")
+    return whole
+
+
+def stack(slices: Sequence[np.ndarray], files: Sequence[Path], spacing_mm: tuple[float, ...]) -> Volume:
+    """Slices in (x, y) order, the lowest first, as a volume that lies in the patient as ITK assumes by default.
+
+    Raises:
+        SamnnError: their shapes differ.
+    """
+    for path, one in zip(files, slices, strict=True):
+        if one.ndim != 2 or one.shape != slices[0].shape:
+            raise SamnnError(
+                f"{path}: has shape {one.shape}, {files[0].name} {slices[0].shape}. Are they of one scan?"
+            )
+    return upright(np.stack(slices, -1), spacing_mm)
+
+
+def upright(voxels: np.ndarray, spacing_mm: tuple[float, ...]) -> Volume:
+    """Voxels in (x, y) or (x, y, z) order on a grid that is neither shifted nor turned."""
+    n = voxels.ndim
+    return Volume(
+        voxels, Grid(voxels.shape, tuple(spacing_mm), (0.0,) * n, tuple(np.eye(n).ravel().tolist()))
+    )
+
+
+def missing(numbers: Sequence[int]) -> list[int]:
+    """Which numbers a row of slices lacks, from 0 or 1 to the last."""
+    return sorted(set(range(min(1, min(numbers)), max(numbers) + 1)) - set(numbers))
+
+
+def _checked(path: Path, key: str, array: np.ndarray | None) -> np.ndarray:
+    if array is None:
+        raise SamnnError(f"{path}: has no array {key!r}. Is it of this layout?")
+    if array.dtype.kind not in _TYPES or array.size == 0:
+        raise SamnnError(f"{path}: {key!r} has shape {array.shape} and type {array.dtype}; expected numbers.")
+    if not np.isfinite(array).all():
+        raise SamnnError(f"{path}: {key!r} holds NaN or infinity. Export it again, or give them a value.")
+    return array
+
+
+def _unreadable(path: Path, error: Exception) -> SamnnError:
+    return SamnnError(f"{path}: cannot be read as arrays of numbers ({error}). Is it damaged or cut short?")

@@ -1,0 +1,1 @@
+"""`samnn plan`: adds configurations for our networks to existing nnU-Net plans, on the same preprocessed data."""
