@@ -46,7 +46,7 @@ def prepare(experiment: Experiment, run: Run) -> None:
 
 def fingerprint_command(experiment: Experiment) -> list[str]:
     """`--clean`: a fingerprint that is there is half of one."""
-    few = ["-np", str(experiment.cpus)]
+    few = ["-np", _processes(experiment)]
     return [
         "nnUNetv2_extract_fingerprint", "-d", experiment.number, "--verify_dataset_integrity", "--clean", *few
     ]  # fmt: skip
@@ -57,10 +57,15 @@ def plan_command(experiment: Experiment) -> list[str]:
 
 
 def preprocess_command(experiment: Experiment, method: Method) -> list[str]:
-    few = ["-np", str(experiment.cpus)]
+    few = ["-np", _processes(experiment)]
     return [
         "nnUNetv2_preprocess", "-d", experiment.number, "-plans_name", method.plans, "-c", method.configuration, *few
     ]  # fmt: skip
+
+
+def _processes(experiment: Experiment) -> str:
+    """No more than there are cores: each imports torch."""
+    return str(min(experiment.cpus, os.cpu_count() or 1))
 
 
 def data_folder(experiment: Experiment, method: Method) -> Path:

@@ -14,6 +14,7 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as host
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import distributed as dist
 
 from samnn import __version__
 from samnn.atomic import write_json
@@ -162,7 +163,14 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
             self._write_settings()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's hook, with our predictor and export in the place of its own, in the precision of training steps."""
+        """nnU-Net's hook, with our predictor and export in the place of its own, in the precision of training steps.
+
+        Several processes share the cases, each with the first one's buffers.
+        """
+        if self.is_ddp:
+            for buffer in self.network.module.buffers():
+                dist.broadcast(buffer, 0)
+            self.network.broadcast_buffers = False  # they predict different numbers of patches
         with _our_prediction(self.autocast_dtype()):
             super().perform_actual_validation(save_probabilities)
 
