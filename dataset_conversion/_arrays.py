@@ -102,7 +102,11 @@ def stack(slices: Sequence[np.ndarray], files: Sequence[Path], spacing_mm: tuple
             raise SamnnError(
                 f"{path}: has shape {one.shape}, {files[0].name} {slices[0].shape}. Are they of one scan?"
             )
-    return upright(np.stack(slices, -1), spacing_mm)
+    width, height = slices[0].shape
+    voxels = np.empty((len(slices), height, width), np.result_type(*slices))  # as files have them: x fastest
+    for plane, one in zip(voxels, slices, strict=True):
+        plane[:] = one.T
+    return upright(voxels.T, spacing_mm)
 
 
 def upright(voxels: np.ndarray, spacing_mm: tuple[float, ...]) -> Volume:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from small_thorax import command, save, tamper, thorax
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_folders_of_nnunet() -> Iterator[None]:
+    """No nnUNet_ variable of the user's, or of other tests in this process, says where folds are written."""
+    found = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("nnUNet_")}
+    yield
+    os.environ |= found
 
 
 @pytest.fixture

@@ -39,16 +39,21 @@ def train_predict_evaluate(
     trainer: str,
     out: Path,
     network: dict | None = None,
+    batch_size: int = 12,
 ) -> pd.DataFrame:
-    """The whole chain on fold 0 in 2D, with the network of the trainer or that given; → metrics of the test cases."""
+    """The whole chain on fold 0 in 2D, with the network of the trainer or that given; → metrics of the test cases.
+
+    batch_size: instead of that of nnU-Net's plans, dozens of small patches.
+    """
     number, raw = int(dataset[7:10]), Path(folders["nnUNet_raw"]) / dataset
     plan = ("-d", number, "-c", "2d", "-np", 1, "-npfp", 1, "--verify_dataset_integrity")
     command("nnUNetv2_plan_and_preprocess", *plan, **folders, nnUNet_n_proc_DA="1")
+    plans = Path(folders["nnUNet_preprocessed"]) / dataset / "nnUNetPlans.json"
+    content = json.loads(plans.read_text())
+    content["configurations"]["2d"]["batch_size"] = batch_size
     if network is not None:
-        plans = Path(folders["nnUNet_preprocessed"]) / dataset / "nnUNetPlans.json"
-        content = json.loads(plans.read_text())
         content["configurations"]["2d"]["architecture"] = network
-        plans.write_text(json.dumps(content))
+    plans.write_text(json.dumps(content))
     command("nnUNetv2_train", number, "2d", 0, "-tr", trainer, "-device", "cpu", **folders)
     command(
         "nnUNetv2_predict", "-i", raw / "imagesTs", "-o", out / "predicted", "-d", number, "-c", "2d", "-f", 0,

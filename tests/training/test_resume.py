@@ -59,7 +59,8 @@ run_training_entry()
 @pytest.mark.parametrize(
     ("number", "code", "epoch", "iteration"),
     [
-        (signal.SIGTERM, 143, 1, 5),  # in the middle of an epoch: stops after the step
+        # in the middle of an epoch: stops after the step
+        pytest.param(signal.SIGTERM, 143, 1, 5, marks=pytest.mark.slow),
         # before anything was saved
         pytest.param(signal.SIGTERM, 143, 0, 0, marks=pytest.mark.slow),
         (signal.SIGKILL, -9, 2, 1),  # no chance to save: back to the end of an earlier epoch

@@ -263,6 +263,7 @@ def test_missing_frozen_weights_name_the_two_ways_out(trained: Path, own_weights
         predictor(model_in(trained))
 
 
+@pytest.mark.slow
 def test_nnunets_zip_of_a_lean_checkpoint_predicts_where_the_weights_are_and_says_what_to_do_where_not(
     trained: Path,
     predicted: dict[str, np.ndarray],

@@ -126,6 +126,7 @@ def test_a_model_travels_as_nnunets_zip(
     assert label_files(out) == label_files(predicted[ENET])
 
 
+@pytest.mark.slow
 def test_c_after_the_end_leaves_the_weights(
     trained: SimpleNamespace, command: Callable, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_pretrained_weights_fill_all_but_the_layers_that_depend_on_the_classes(
         assert own.keys() - same == {key for key in own if ".seg_layers." in key}
 
 
+@pytest.mark.slow
 def test_pretrained_weights_option_trains(trained: SimpleNamespace, command: Callable) -> None:
     checkpoint = model(trained.results, ENET) / "fold_0" / "checkpoint_final.pth"
     name = "nnUNetTrainerENet_1epochs_2iters_seed2"
