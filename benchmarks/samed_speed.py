@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samnn.hardware import native_bf16
 from samnn.nn.samed import SAMed
-from samnn.training.hardware import native_bf16
 
 CLASSES = 9  # Synapse's eight organs and the background, as SAMed is published
 RANK = 4

@@ -135,7 +135,7 @@ def _gpu() -> Finding:
         return Finding(PROBLEM, "GPU", f"torch does not import: {_last_line(error)}", "See torch above.")
     if not torch.cuda.is_available():
         return Finding(WARNING, "GPU", "none that torch can use", "nnU-Net's commands need -device cpu then.")
-    from samnn.training.hardware import autocast_dtype
+    from samnn.hardware import autocast_dtype
 
     gpu = torch.cuda.get_device_properties(0)
     precision = str(autocast_dtype(torch.device("cuda"))).removeprefix("torch.")

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 
+from samnn import hardware
 from samnn.atomic import write_json
 from samnn.errors import Problems, SamnnError
 from samnn.io import read_grid
-from samnn.training import hardware
 
 from . import cpu
 from .export import export_prediction_from_logits

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from samnn.training import hardware
+from samnn import hardware
 
 MOST_WORKERS = 4  # each holds the activations of a tile
 MEMORY_SHARE = 0.5  # of the free memory, for all workers together

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from samnn import hardware
 from samnn.errors import SamnnError
-from samnn.training import hardware
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

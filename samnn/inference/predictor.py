@@ -15,10 +15,10 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
+from samnn import hardware
 from samnn.errors import SamnnError
 from samnn.nn import lora
 from samnn.nn.coarse import Coarse
-from samnn.training import hardware
 
 from . import cpu
 from .canvas import Canvas, Slicer

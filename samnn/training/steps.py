@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from samnn import hardware
 from samnn.errors import SamnnError
 from samnn.inference.predictor import bare
-from samnn.training import hardware
 from samnn.training.randomness import random_state, set_random_state
 from samnn.training.schedules import IterationSchedule
 

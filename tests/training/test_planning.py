@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from samnn.cli import app
 from samnn.errors import SamnnError
+from samnn.hardware import saved_activation_bytes
 from samnn.nn.enet import ENet
 from samnn.planning.costs import FITTED, coefficients
 from samnn.planning.counting import Count, count
@@ -29,7 +30,6 @@ from samnn.planning.slices import Slices
 from samnn.plugins.trainer_enet import nnUNetTrainerENet
 from samnn.plugins.trainer_sam2unet import nnUNetTrainerSAM2UNet
 from samnn.plugins.trainer_samed import nnUNetTrainerSAMed
-from samnn.training.hardware import saved_activation_bytes
 
 OURS = {"2d_enet", "2d_sam2unet", "2d_samed"}
 TINY = "Dataset501_Tiny"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from samnn import hardware
 from samnn.errors import SamnnError
-from samnn.training import hardware
 from samnn.training.randomness import seed_all
 
 

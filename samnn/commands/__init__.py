@@ -1,0 +1,1 @@
+"""The commands of `samnn`, by noun. Heavy imports stay inside the functions."""
