@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -26,6 +27,27 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     if native_bf16(device):
         return torch.bfloat16
     return torch.float16 if device.type == "cuda" else None
+
+
+def cores() -> int:
+    """Cores this process may compute on: those torch uses, less where its environment allows fewer.
+
+    That is the scheduler, a container's quota, or OMP_NUM_THREADS, which nnU-Net overrides with all cores there are. A
+    thread too many is dear: the others of a layer wait for it, spinning.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    wanted = int(asked) if asked.isdecimal() and int(asked) else allowed
+    return max(1, min(torch.get_num_threads(), allowed, wanted, _quota()))
+
+
+def _quota() -> int:
+    """Cores that a container's quota amounts to; many where there is none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no such file, or "max"
+        return os.cpu_count() or 1
 
 
 def free_memory_bytes(device: torch.device) -> int:

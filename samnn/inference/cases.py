@@ -154,7 +154,7 @@ def predict_cases(
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "dataset.json", predictor.dataset_json)
         write_json(folder / "plans.json", predictor.plans_manager.plans)
-    n_cores = cpu.cores()
+    n_cores = hardware.cores()
     n_before = max(1, min(preprocessing_threads or n_cores // 2, len(cases)))
     n_after = max(1, min(export_threads or n_cores // 2, len(cases)))
     most_waiting = WAITING_SHARE * hardware.free_memory_bytes(torch.device("cpu"))

@@ -1,15 +1,12 @@
-"""How a CPU is used for prediction: how many cores there are, tiles side by side, and memory that is not given back."""
+"""How a CPU is used for prediction: tiles side by side, and memory that is not given back."""
 
 from __future__ import annotations
 
 import ctypes
-import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -24,16 +21,10 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def cores() -> int:
-    """Cores this process may compute on: those torch uses, less where the scheduler or a container allows fewer."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(torch.get_num_threads(), allowed, _quota()))
-
-
 def workers(n_tiles: int, bytes_per_tile: int) -> int:
     """Tiles to compute side by side: a core each is faster than all cores on one, as long as memory lasts."""
     fitting = int(MEMORY_SHARE * hardware.free_memory_bytes(torch.device("cpu")) // max(bytes_per_tile, 1))
-    return max(1, min(cores(), n_tiles, MOST_WORKERS, fitting))
+    return max(1, min(hardware.cores(), n_tiles, MOST_WORKERS, fitting))
 
 
 def side_by_side(function: Callable[[Job], Result], jobs: Sequence[Job], n_workers: int) -> Iterator[Result]:
@@ -43,7 +34,7 @@ def side_by_side(function: Callable[[Job], Result], jobs: Sequence[Job], n_worke
         return
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(
-        n_workers, initializer=torch.set_num_threads, initargs=(max(1, cores() // n_workers),)
+        n_workers, initializer=torch.set_num_threads, initargs=(max(1, hardware.cores() // n_workers),)
     )
     running: deque[Future[Result]] = deque()
     try:
@@ -95,12 +86,3 @@ def kept_memory() -> Iterator[None]:
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
-
-
-def _quota() -> int:
-    """Cores that a container's quota amounts to; many where there is none."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return os.cpu_count() or 1

@@ -16,7 +16,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import distributed as dist
 
-from samnn import __version__
+from samnn import __version__, hardware
 from samnn.atomic import write_json
 from samnn.errors import SamnnError
 from samnn.inference import BatchedPredictor
@@ -62,6 +62,8 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and not torch.cuda.is_available():  # nnU-Net names a GPU to each process
             self.device, self.grad_scaler = torch.device("cpu"), None
+        if self.device.type == "cpu":
+            torch.set_num_threads(hardware.cores())
         for ours, theirs in _NNUNET_NAMES.items():
             value = getattr(self, ours)
             if value is not None:
