@@ -16,6 +16,8 @@ def shell_lines(experiment: Experiment) -> Iterator[str]:
     yield "set -e"
     for name, value in experiment.environment().items():
         yield f"export {name}={shlex.quote(value)}"
+    if experiment.device == "cpu":
+        yield f"export OMP_NUM_THREADS={experiment.cpus}"  # as Snakemake does; sums depend on it in their last bits
     yield "# once; the last of these writes splits_final.json, which two folds that start together may damage"
     yield shlex.join(prepare.fingerprint_command(experiment))
     yield shlex.join(prepare.plan_command(experiment))

@@ -148,3 +148,16 @@ def test_the_generalised_dice_takes_the_place_of_dice(make_trainer: Callable) ->
 def test_a_2d_network_on_a_3d_configuration_stops_and_names_the_right_one(make_trainer: Callable) -> None:
     with pytest.raises(SamnnError, match=r"takes 2D patches, but configuration 3d_fullres .* Use -c 2d"):
         make_trainer("nnUNetTrainerENet", configuration="3d_fullres")
+
+
+def test_no_more_threads_than_are_asked_for(make_trainer: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    try:
+        torch.set_num_threads(2)  # as nnU-Net's command does, whatever the variable says
+        make_trainer("nnUNetTrainerENet_seed0")
+        assert torch.get_num_threads() == 1
+        monkeypatch.setenv("OMP_NUM_THREADS", "8")
+        assert hardware.cores() == 1  # never more than torch uses
+    finally:
+        torch.set_num_threads(before)
