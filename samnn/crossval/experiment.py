@@ -19,6 +19,9 @@ FILE = "experiment.toml"
 DATASET = re.compile(r"Dataset(\d{3})_.+")
 ROOTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 DEVICES = ("cuda", "cpu", "mps")
+NNUNETS = {"epochs": 1000, "iters": 250}  # where the trainer's name gives no number
+WITH_LOADING = 1.5  # of a training step: batches of validation, and what the estimate misses
+HOURS_AROUND, GB_AROUND = 1.0, 6.0  # start, validation and export of a fold; torch and the cases in memory
 CAN_GROW = ("methods", "folds", "limits", "hours", "memory_gb", "cpus", "gpus", "retries")
 
 
@@ -291,11 +294,25 @@ def dataset_name(text: str) -> str:
 
 
 def _planned(experiment: Experiment, method: Method) -> dict[str, float]:
-    """What the plans say under the key `samnn` of the configuration: memory_gb and hours of a fold."""
+    """What the plans say under the key `samnn` of the configuration: memory_gb and hours of a fold.
+
+    Either these, or the cost of a training step on this kind of device, from which they follow. `experiment.hours` is
+    the most: a fold that is stopped then goes on in the next job.
+    """
     path = experiment.preprocessed_folder / f"{method.plans}.json"
     try:
         configuration = json.loads(path.read_text(encoding="utf-8"))["configurations"][method.configuration]
-        planned = configuration.get("samnn", {})
+        planned = dict(configuration.get("samnn", {}))
+        step = planned.get("step", {})
+        if step and step["device"] == experiment.device:
+            epochs, iterations = (
+                int(found[1]) if (found := re.search(rf"_(\d+){unit}(?=_|$)", method.trainer)) else usual
+                for unit, usual in NNUNETS.items()
+            )
+            hours = HOURS_AROUND + WITH_LOADING * step["seconds"] * epochs * iterations / 3600
+            planned.setdefault("hours", min(hours, experiment.hours))
+            if experiment.device == "cpu":  # that of a GPU is none of the scheduler's
+                planned.setdefault("memory_gb", GB_AROUND + WITH_LOADING * step["gib"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # not planned yet; what is wrong with plans is the business of the checks
     return {

@@ -20,7 +20,6 @@ from samnn.atomic import write_json
 from samnn.errors import Problems, SamnnError
 from samnn.io import read_grid
 
-from . import cpu
 from .export import export_prediction_from_logits
 from .predictor import BatchedPredictor
 

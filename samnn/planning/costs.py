@@ -38,6 +38,7 @@ class Coefficients:
 # most (docs/planning.md has all errors).
 ORIGIN = "fitted on one core of a CPU (AVX-512) in float32; a GPU in bfloat16 takes less of both"
 MEMORY_ERROR = 0.14
+FITTED_ON = "cpu"
 FITTED: dict[str, Coefficients] = {  # by Planned.name
     "samed": Coefficients(0.7657, 30.69, 40.2, 12.2, 0.002888, 0.1325),
     "sam2unet": Coefficients(1.193, 23.22, 28.06, 15.21, 0.0, 0.2229),

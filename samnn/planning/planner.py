@@ -17,12 +17,14 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from samnn.atomic import whole_file
 from samnn.environment import our_trainers
 from samnn.errors import SamnnError
+from samnn.planning.costs import FITTED_ON
 from samnn.planning.measure import real_step
-from samnn.planning.method import PARENT, Choice, Cost, Method, Wishes, backbones, takes_rank
+from samnn.planning.method import GIB, PARENT, Choice, Cost, Method, Wishes, backbones, takes_rank
 from samnn.planning.plans_file import joined, read_base
 from samnn.planning.slices import read_slices
 from samnn.planning.verify import check_names, verify
 from samnn.training.base import SamnnTrainer
+from samnn.training.steps import OUR_KEY
 
 
 class SamnnPlanner(ExperimentPlanner):
@@ -125,7 +127,8 @@ class SamnnPlanner(ExperimentPlanner):
         """The plans as they will be, and the configurations in them that are a person's."""
         pairs = zip(self.methods, self.choices, strict=True)
         ours = {
-            method.trainer.planned.configuration: method.configuration(choice) for method, choice in pairs
+            method.trainer.planned.configuration: self._configuration(method, choice)
+            for method, choice in pairs
         }
         return joined(self.path, self.base, self.base_plans, ours)
 
@@ -150,6 +153,18 @@ class SamnnPlanner(ExperimentPlanner):
             if choice in method.measured:
                 return choice
             self.cost(method, choice)
+
+    def _configuration(self, method: Method, choice: Choice) -> dict[str, Any]:
+        """As the plans have it, with what a training step of it costs."""
+        configuration, cost = method.configuration(choice), self.cost(method, choice)
+        device = self.measure_on.type if self.measure_on is not None else FITTED_ON
+        configuration[OUR_KEY]["step"] = {
+            "device": device,
+            "measured": self.measure_on is not None,
+            "seconds": float(f"{cost.seconds:.2g}"),
+            "gib": float(f"{cost.peak_bytes / GIB:.2g}"),
+        }
+        return configuration
 
     def _is_ours(self, method: Method, content: dict[str, Any]) -> bool:
         return method.trainer.planned.configuration in content["samnn"]["wrote"]

@@ -64,6 +64,10 @@ def joined(
         for name, content in there.items()
         if name not in persons and "trainer" in content.get(OUR_KEY, {})
     }
+    ours = {
+        name: earlier[name] if _measured_again(earlier.get(name), content) else content
+        for name, content in ours.items()
+    }
     written = {**base["configurations"], **earlier, **ours}
     plans = {
         **base,
@@ -75,6 +79,19 @@ def joined(
         },
     }
     return plans, sorted(persons)
+
+
+def _measured_again(earlier: Mapping[str, Any] | None, now: Mapping[str, Any]) -> bool:
+    """Whether both are the same but for measured numbers, which are never twice the same."""
+    if earlier is None or not all(
+        content[OUR_KEY].get("step", {}).get("measured") for content in (earlier, now)
+    ):
+        return False
+    bare = [
+        {**content, OUR_KEY: {**content[OUR_KEY], "step": content[OUR_KEY]["step"]["device"]}}
+        for content in (earlier, now)
+    ]
+    return bare[0] == bare[1]
 
 
 def _read(path: Path) -> dict[str, Any] | None:

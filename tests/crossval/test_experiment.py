@@ -122,6 +122,19 @@ def test_limits_come_from_the_experiment_then_the_plans_then_the_defaults(experi
     assert next(s for s in steps_of(own) if s.method == enet).memory_mb == 40_000
 
 
+def test_limits_follow_from_the_step_that_was_planned(experiment: Experiment) -> None:
+    step = {"device": "cpu", "measured": False, "seconds": 2.4, "gib": 4}
+    plans = {"configurations": {"2d": {"samnn": {"step": step}}}}
+    (experiment.preprocessed_folder / "nnUNetPlans.json").write_text(json.dumps(plans))
+    on_cpu = replace(experiment, device="cpu", hours=24.0)
+    short = Method("nnUNetTrainerENet_10epochs_100iters", "2d")
+    assert on_cpu.limit(short, "hours") == pytest.approx(1 + 1.5 * 2.4 * 10 * 100 / 3600)
+    assert on_cpu.limit(short, "memory_gb") == pytest.approx(6 + 1.5 * 4)
+    assert on_cpu.limit(Method("nnUNetTrainerENet", "2d"), "hours") == 24  # 250 hours: in several jobs
+    on_gpu = replace(experiment, device="cuda")  # for which the step of a CPU says nothing
+    assert on_gpu.limit(short, "hours") == experiment.hours
+
+
 @needs_toml
 def test_another_experiment_in_the_same_folder_is_refused_but_it_may_grow(experiment: Experiment) -> None:
     assert experiment.settle() == set()
