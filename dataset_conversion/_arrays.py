@@ -85,9 +85,11 @@ def whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
     Raises:
         SamnnError: a value is fractional.
     """
+    if array.dtype.kind in "iu":
+        return array
     whole = array.astype(np.int32)
     if not np.array_equal(whole, array):
-        raise SamnnError(f"{path}: holds fractional labels; expected whole numbers. Was it interpolated?")
+        raise SamnnError(f"{path}: holds fractional values; a mask needs whole numbers. Was it interpolated?")
     return whole
 
 
@@ -127,7 +129,7 @@ def _checked(path: Path, key: str, array: np.ndarray | None) -> np.ndarray:
         raise SamnnError(f"{path}: has no array {key!r}. Is it of this layout?")
     if array.dtype.kind not in _TYPES or array.size == 0:
         raise SamnnError(f"{path}: {key!r} has shape {array.shape} and type {array.dtype}; expected numbers.")
-    if not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise SamnnError(f"{path}: {key!r} holds NaN or infinity. Export it again, or give them a value.")
     return array
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from samnn.blocks import values_in
 from samnn.errors import Problems, SamnnError
 from samnn.io import Volume
 from samnn.labels import MAX_VALUE
@@ -172,7 +173,7 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
 
 
 def _values(case: Case, labels: np.ndarray) -> set[int]:
-    """The values in a label map; faster than sorting it.
+    """The values in a label map.
 
     Raises:
         SamnnError: they are no labels.
@@ -182,9 +183,7 @@ def _values(case: Case, labels: np.ndarray) -> set[int]:
         raise SamnnError(
             f"{case.files[-1]}: holds values from {low} to {high}; labels lie from 0 to {MAX_VALUE}. Is it a label map?"
         )
-    is_there = np.zeros(high + 1, bool)
-    is_there[labels] = True
-    return set(np.flatnonzero(is_there).tolist())
+    return values_in(labels.ravel(order="K"))
 
 
 def _refuse_other_grid(case: Case, volumes: Sequence[Volume], labels: Volume) -> None:

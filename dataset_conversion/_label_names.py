@@ -39,10 +39,11 @@ class LabelNames:
         """Give every voxel its new value, as uint8 where that is enough."""
         new, dtype = self.new_values, np.uint8 if len(self.new_values) <= 256 else np.uint16
         if not self.changed:
-            return labels.astype(dtype, order="K")
+            return labels.astype(dtype, order="K", copy=False)
         table = np.zeros(max(new) + 1, dtype)
         table[list(new)] = list(new.values())
-        return table[labels]
+        order = "F" if labels.flags.f_contiguous else "C"  # as they lie in memory: quicker by far
+        return table.take(labels.ravel(order=order)).reshape(labels.shape, order=order)
 
     def description(self) -> dict[str, Any]:
         """`labels` of dataset.json, and with regions `regions_class_order`."""

@@ -14,6 +14,8 @@ from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume
 
+from ._arrays import whole_numbers
+
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _TIFF = (".tif", ".tiff")
 _ORIENTATION = 0x0112  # of EXIF; 1: as stored
@@ -31,7 +33,7 @@ def read_picture(path: Path, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> li
         if pixels[..., -1].min() < np.iinfo(pixels.dtype).max:
             raise SamnnError(f"{path}: is partly transparent. Save it without an alpha channel.")
         pixels = pixels[..., :-1]
-    if (pixels == pixels[..., :1]).all():
+    if pixels.shape[2] > 1 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., :1]
     return [on_plane(pixels[..., channel].T, spacing_mm) for channel in range(pixels.shape[2])]
 
@@ -52,11 +54,7 @@ def read_mask(path: Path, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> Volum
                 f"{path}: its {len(colours)} colours have {len(np.unique(colours[:, 0]))} different values in the first "
                 "channel, which should be the class. Export it with class numbers, grey or as a palette."
             )
-    classes = pixels[..., 0]
-    whole = classes.astype(np.int32)
-    if not np.array_equal(whole, classes):
-        raise SamnnError(f"{path}: holds fractional values; a mask needs whole numbers. Was it interpolated?")
-    return on_plane((whole if classes.dtype.kind == "f" else classes).T, spacing_mm)
+    return on_plane(whole_numbers(path, pixels[..., 0]).T, spacing_mm)
 
 
 def is_png_as_written(path: Path, n_channels: int) -> bool:
@@ -120,7 +118,7 @@ def _read(path: Path, *, palette: bool) -> np.ndarray:
             f"{path}: holds {pixels.shape} values of type {pixels.dtype}; expected one picture, grey or RGB. Save its "
             "pages as files of their own."
         )
-    if not np.isfinite(pixels).all():
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise SamnnError(f"{path}: holds NaN or infinite pixels. Export it again, or give them a value.")
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
 

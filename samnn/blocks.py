@@ -22,8 +22,8 @@ def label_values(path: Path, header: Header) -> set[int]:
     """
     blocks = _blocks(path, header)
     if blocks is None:
-        return _values(read_labels(path).voxels.ravel(order="K"))
-    return set().union(*map(_values, blocks))
+        return values_in(read_labels(path).voxels.ravel(order="K"))
+    return set().union(*map(values_in, blocks))
 
 
 def rewrite(source: Path, target: Path, *, like: Path | None = None) -> None:
@@ -67,8 +67,11 @@ def _blocks(path: Path, header: Header) -> Iterator[np.ndarray] | None:
     )
 
 
-def _values(voxels: np.ndarray) -> set[int]:
-    """The values in a row of integers. Label maps are even: eight bytes like the eight before hold nothing new."""
+def values_in(voxels: np.ndarray) -> set[int]:
+    """The values in a row of integers, such as `ravel(order="K")` gives.
+
+    Label maps are even: eight bytes like the eight before hold nothing new.
+    """
     per_word = 8 // voxels.itemsize
     whole = len(voxels) // per_word * per_word
     words = np.ascontiguousarray(voxels[:whole]).view(np.uint64)
