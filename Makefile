@@ -13,7 +13,7 @@ help: ## show this list
 setup: $(INSTALLED) ## install samnn, editable, with all it needs, into .venv (PYTHON=python3.12 chooses another)
 
 test: setup ## run the tests, less those of minutes each
-	.venv/bin/python -m pytest -m "not slow and not slurm" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow and not slurm" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run the tests of minutes each
 	.venv/bin/python -m pytest -m "slow and not slurm"

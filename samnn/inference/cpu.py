@@ -1,8 +1,7 @@
-"""How a CPU is used for prediction: tiles side by side, and memory that is not given back."""
+"""How a CPU is used for prediction: tiles side by side."""
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -66,23 +65,3 @@ def counted_activations(network: nn.Module) -> Iterator[Callable[[], int]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextmanager
-def kept_memory() -> Iterator[None]:
-    """Keep freed memory for the next layer: glibc would return large blocks, and fresh ones cost a fault a page."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):  # not glibc
-        yield
-        return
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
-    try:
-        yield
-    finally:
-        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)  # where glibc's own rule ends up after large arrays
-        libc.mallopt(_TRIM_THRESHOLD, 64 << 20)
-        libc.malloc_trim(0)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h

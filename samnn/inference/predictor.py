@@ -164,7 +164,7 @@ class BatchedPredictor(nnUNetPredictor):
             with torch.inference_mode(), autocast(self.dtype, self.device):
                 return mirrored_mean(self.network, image[tile][None].to(self.device), mirrors)
 
-        with cpu.kept_memory():
+        with hardware.kept_memory():
             tiles = list(tiles)
             if self._bytes_per_tile is None:
                 with cpu.counted_activations(self.network) as counted:

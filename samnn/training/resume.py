@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from time import time
@@ -18,6 +18,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed as dist
 
 from samnn.atomic import whole_file
+from samnn.hardware import kept_memory
 from samnn.inference.predictor import bare
 from samnn.training.randomness import random_state, set_random_state
 
@@ -54,7 +55,7 @@ class Resumable(nnUNetTrainer):
             set_random_state(
                 self._resumed["random_state"]
             )  # after the loaders have drawn their first batches
-        with self._listening():
+        with self._listening(), kept_memory() if self.device.type == "cpu" else nullcontext():
             self._began = time()
             while self.current_epoch < self.num_epochs:
                 self._run_epoch()

@@ -47,7 +47,7 @@ def test_two_processes_split_the_batch_and_end_with_equal_weights(undisturbed: S
     found = re.findall(r"rank (\d): batch (\d+), equal weights (\w+)", undisturbed.output)
     batches = {rank: int(batch) for rank, batch, equal in found if equal == "True"}
     plans = read(undisturbed.fold / "checkpoint_final.pth")["init_args"]["plans"]
-    assert batches.keys() == {"0", "1"}
+    assert batches.keys() == {"0", "1"}, undisturbed.output
     assert sum(batches.values()) == plans["configurations"]["2d"]["batch_size"]
     assert (undisturbed.fold / "validation" / "summary.json").is_file()
     assert len(list((undisturbed.fold / "validation").glob("*.nii.gz"))) == 2
