@@ -1,7 +1,7 @@
 """Two processes train one network: split batches, equal weights, one checkpoint, and a stop that both obey."""
 
+import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -31,6 +31,10 @@ def fold_of(results: Path, name: str, configuration: str = "2d") -> Path:
     return results / "Dataset501_Tiny" / f"{name}__nnUNetPlans__{configuration}" / "fold_0"
 
 
+def said_by_ranks(results: Path) -> list[dict]:
+    return [json.loads((results / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
+
+
 def read(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=False)
 
@@ -40,15 +44,14 @@ def undisturbed(nnunet: SimpleNamespace, tmp_path_factory: pytest.TempPathFactor
     results = tmp_path_factory.mktemp("ddp")
     done = train(ENET, results)
     assert done.returncode == 0, done.stderr[-3000:]
-    return SimpleNamespace(output=done.stdout, fold=fold_of(results, ENET))
+    return SimpleNamespace(results=results, fold=fold_of(results, ENET))
 
 
 def test_two_processes_split_the_batch_and_end_with_equal_weights(undisturbed: SimpleNamespace) -> None:
-    found = re.findall(r"rank (\d): batch (\d+), equal weights (\w+)", undisturbed.output)
-    batches = {rank: int(batch) for rank, batch, equal in found if equal == "True"}
+    said = said_by_ranks(undisturbed.results)
     plans = read(undisturbed.fold / "checkpoint_final.pth")["init_args"]["plans"]
-    assert batches.keys() == {"0", "1"}, undisturbed.output
-    assert sum(batches.values()) == plans["configurations"]["2d"]["batch_size"]
+    assert [rank["equal_weights"] for rank in said] == [True, True]
+    assert sum(rank["batch"] for rank in said) == plans["configurations"]["2d"]["batch_size"]
     assert (undisturbed.fold / "validation" / "summary.json").is_file()
     assert len(list((undisturbed.fold / "validation").glob("*.nii.gz"))) == 2
 
@@ -82,5 +85,5 @@ def test_every_kind_of_trainer_runs_in_two_processes(
 ) -> None:
     done = train(name, tmp_path, configuration=configuration)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("equal weights True") == 2
+    assert [rank["equal_weights"] for rank in said_by_ranks(tmp_path)] == [True, True]
     assert (fold_of(tmp_path, name, configuration) / "checkpoint_final.pth").is_file()
