@@ -165,9 +165,11 @@ class RawDataset:
         write_json(path, content)
         return path
 
-    def write_labels(self, labels: np.ndarray, case: str, *, like: Path, test: bool = False) -> None:
-        """Write a label map in (x, y, z) order as uint8 under the NIfTI header of `like`."""
-        write_like(self._path("labels", case, test), labels.astype(np.uint8), like=like)
+    def write_labels(self, labels: np.ndarray, case: str, *, like: Path, test: bool = False) -> Path:
+        """Write a label map in (x, y, z) order as uint8 under the NIfTI header of `like`, and return where."""
+        path = self._path("labels", case, test)
+        write_like(path, labels.astype(np.uint8), like=like)
+        return path
 
     def finish(
         self,

