@@ -45,7 +45,7 @@ def run(environment: dict[str, str], name: str, *args: object) -> None:
 
 
 def prepare(
-    source: Path, work: Path, n_training: int | None, configuration: str, batch_size: int | None
+    source: Path, work: Path, n_training: int | None, configuration: str, changes: dict[str, int | list[int]]
 ) -> dict[str, str]:
     """Link the first training cases and all test cases, plan and preprocess; → the environment of all that follows."""
     plugins = Path(__file__).resolve().parents[1] / "plugins"
@@ -74,9 +74,9 @@ def prepare(
     number = source.name[7:10]
     run(environment, "nnUNetv2_plan_and_preprocess", "-d", number, "-c", configuration, "-np", 1, "-npfp", 1)
     preprocessed = work / "nnUNet_preprocessed" / source.name
-    if batch_size is not None:
+    if changes:
         plans = json.loads((preprocessed / "nnUNetPlans.json").read_text())
-        plans["configurations"][configuration]["batch_size"] = batch_size
+        plans["configurations"][configuration] |= changes
         (preprocessed / "nnUNetPlans.json").write_text(json.dumps(plans, indent=4))
     (preprocessed / "prepared").touch()
     return environment
@@ -119,18 +119,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--training-cases", type=int, help="the first so many; default: all")
     parser.add_argument("--batch-size", type=int, help="instead of that of nnU-Net's plans")
+    parser.add_argument("--patch-size", type=int, nargs="+", help="instead of that of nnU-Net's plans")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     asked = parser.parse_args()
     asked.work = asked.work.resolve()
+    changes = {"batch_size": asked.batch_size, "patch_size": asked.patch_size}
+    changes = {name: value for name, value in changes.items() if value is not None}
     sources = [next(asked.data.glob(f"Dataset{number}_*")) for number in asked.dataset]
     for source in sources:
-        prepare(source, asked.work, asked.training_cases, asked.configuration, asked.batch_size)
+        prepare(source, asked.work, asked.training_cases, asked.configuration, changes)
 
     def one(experiment: tuple[Path, int, str]) -> pd.DataFrame:
         source, seed, variant = experiment
         trainer = f"nnUNetTrainer{asked.network}{variant}_{asked.epochs}epochs_{asked.iters}iters_seed{seed}"
-        environment = prepare(source, asked.work, asked.training_cases, asked.configuration, asked.batch_size)
+        environment = prepare(source, asked.work, asked.training_cases, asked.configuration, changes)
         found = dice(source, asked.work, environment, trainer, asked.configuration, asked.device)
         found = found.assign(mean=found.mean(axis=1))
         print(f"{source.name} {trainer}: {found.mean().round(4).to_dict()}", flush=True)
@@ -152,6 +155,7 @@ def show(source: Path, asked: argparse.Namespace, dices: dict[tuple[str, int], p
     table = pd.DataFrame({which: found.mean() for which, found in dices.items()}).T
     n_cases, first = len(next(iter(dices.values()))), next(iter(dices))[0]
     batch = f" of {asked.batch_size}" if asked.batch_size else ""
+    batch += f" of {'x'.join(map(str, asked.patch_size))}" if asked.patch_size else ""
     run = f"{asked.network}, {asked.configuration}, {asked.epochs * asked.iters} iterations{batch}"
     print(f"\n{source.name}, {run}, {n_cases} cases: Dice")
     print(table.rename_axis(["variant", "seed"]).round(4).to_string())
