@@ -28,11 +28,11 @@ def arguments(out: Path) -> list[str]:
 
 
 def kill_one_of(process: subprocess.Popen, rng: random.Random) -> str:
-    """Kill a random process of the family; → its command, or why there was none to kill."""
+    """Kill a random process of the family, in half of the rounds the youngest: it does the work; → its command."""
     try:
-        victim = rng.choice(
-            [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        )
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        youngest = max(family, key=psutil.Process.create_time)
+        victim = youngest if rng.random() < 0.5 else rng.choice(family)
         name = " ".join(victim.cmdline())[-60:]
         victim.send_signal(signal.SIGKILL)
     except psutil.NoSuchProcess:
