@@ -61,10 +61,16 @@ def ensemble(
     sources = [Path(source) for source in sources]
     if len(sources) < 2:
         raise SamnnError("An ensemble needs two methods or more.")
+    if crossval and weighting == "equal":
+        raise SamnnError("--crossval is for --weights classes: equal weights need nothing.")
+    _refuse_same_and_missing([*sources], "source")
+    _refuse_same_and_missing([*crossval], "--crossval")
+    _refuse_other_target(Path(out), [*sources, *crossval])
     dataset = _dataset_json(sources[0])
     labels = LabelSet.from_dataset_json(dataset)
     channels = Channels.of_model(labels, dataset)
     ending = read_dataset_json(dataset).get("file_ending", ".nii.gz")
+    _refuse_other_labels(sources)
     cases = _cases(sources, ending, channels)
     weights = {
         place: _weights(sources, place, labels, channels, weighting, list(crossval))
@@ -77,6 +83,10 @@ def ensemble(
             folder.mkdir(parents=True, exist_ok=True)
             write_volume(folder / f"{case.name}{ending}", Volume(_label_map(mean, channels).T, case.grid))
             if save_probabilities:
+                if (
+                    channels.region_values is None
+                ):  # weights per class add up to 1 over methods, not over classes
+                    mean /= mean.sum(0)
                 np.savez_compressed(folder / f"{case.name}.npz", probabilities=mean)
         for place, table in weights.items():
             record = {"ensemble_of": [str(source) for source in sources], "weighting": weighting}
@@ -84,6 +94,34 @@ def ensemble(
             write_json(part / place / "summary.json", record)
         write_json(part / "dataset.json", read_dataset_json(dataset))
     return len(cases)
+
+
+def _refuse_same_and_missing(folders: list[Path], what: str) -> None:
+    for number, folder in enumerate(folders):
+        if not folder.is_dir():
+            raise SamnnError(f"{folder}: no such folder ({what}).")
+        if folder.resolve() in [other.resolve() for other in folders[:number]]:
+            raise SamnnError(f"{folder}: is named twice ({what}).")
+
+
+def _refuse_other_target(out: Path, sources: list[Path]) -> None:
+    """Refuse to write where methods lie, and to replace anything but an ensemble."""
+    target = out.resolve()
+    for source in (source.resolve() for source in sources):
+        if target == source or target in source.parents or source in target.parents:
+            raise SamnnError(f"{out}: lies in {source}, or that in it. Name another folder with -o.")
+    if target.is_dir() and any(target.iterdir()):
+        records = [*target.glob("summary.json"), *target.glob("fold_*/validation/summary.json")]
+        if not records or any("ensemble_of" not in read_dataset_json(path) for path in records):
+            raise SamnnError(f"{out}: holds something else than an ensemble. Name another folder with -o.")
+
+
+def _refuse_other_labels(sources: list[Path]) -> None:
+    said = [read_dataset_json(_dataset_json(source)) for source in sources]
+    for source, content in zip(sources, said, strict=True):
+        for key in ("labels", "regions_class_order"):
+            if content.get(key) != said[0].get(key):
+                raise SamnnError(f"{source}: its dataset.json has other {key} than {sources[0]}'s.")
 
 
 def _mean(case: Case, weights: np.ndarray) -> np.ndarray:
@@ -181,10 +219,14 @@ def _cases(sources: list[Path], ending: str, channels: Channels) -> list[Case]:
     cases = []
     for place, name in sorted(found[0]) if not problems else []:
         files = tuple(of_source[place, name] for of_source in found)
-        label_map = files[0].with_name(f"{name}{ending}")
         try:
-            grid = read_grid(label_map)
+            grid = read_grid(files[0].with_name(f"{name}{ending}"))
             for path in files:
+                label_map = path.with_name(f"{name}{ending}")
+                if differences := grid.differences(read_grid(label_map)):
+                    raise SamnnError(
+                        f"{label_map}: does not lie on the grid of the first method's: {'; '.join(differences)}."
+                    )
                 check_probabilities(path, grid, channels)
             cases.append(Case(name, place, files, grid))
         except SamnnError as error:

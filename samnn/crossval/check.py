@@ -13,7 +13,7 @@ from typing import Any
 from samnn.atomic import write_json
 from samnn.crossval.experiment import Experiment, Method
 from samnn.crossval.folds import Fold, read_json
-from samnn.crossval.prepare import STOCK_PLANS
+from samnn.crossval.prepare import STOCK_PLANS, patient_of, read_splits
 from samnn.crossval.provenance import FILE, differences, of_fold
 from samnn.crossval.steps import CRF_FINETUNE
 from samnn.doctor import PROBLEM
@@ -52,6 +52,9 @@ def check_and_keep(experiment: Experiment) -> None:
     Raises:
         Problems: as `check`, or folds were made by something else.
     """
+    for split in read_splits(experiment):
+        for case in split["val"]:
+            patient_of(case, experiment.group)  # now, and not when all are trained
     write_json(experiment.out / "checked.json", check(experiment, is_prepared=True))
     if problems := _folds_from_elsewhere(experiment):
         raise Problems("Nothing is trained: results are in the way.", problems)

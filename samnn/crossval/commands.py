@@ -69,6 +69,16 @@ Group = Annotated[
     str | None,
     typer.Option(metavar="REGEX", help="Names the patient in a case's name, as in `samnn compare`."),
 ]
+Hours = Annotated[float | None, typer.Option(help="Longest time of a fold, for schedulers. Default: 24.")]
+MemoryGb = Annotated[float | None, typer.Option(help="Memory of a fold, for schedulers. Default: 16.")]
+Cpus = Annotated[int | None, typer.Option(min=1, help="Cores of a fold, for schedulers. Default: 4.")]
+Gpus = Annotated[int | None, typer.Option(min=1, help="GPUs of a fold (nnU-Net's -num_gpus). Default: 1.")]
+Retries = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="How often a job that was killed or ran out of time is queued again. Default: 3."
+    ),
+]
 Executor = Annotated[
     str, typer.Option(metavar="NAME", help="`local`, `slurm`, or any other executor plugin of Snakemake.")
 ]
@@ -136,24 +146,11 @@ def crossval(
         ),
     ] = None,
     group: Group = None,
-    hours: Annotated[
-        float | None, typer.Option(help="Longest time of a fold, for schedulers. Default: 24.")
-    ] = None,
-    memory_gb: Annotated[
-        float | None, typer.Option(help="Memory of a fold, for schedulers. Default: 16.")
-    ] = None,
-    cpus: Annotated[
-        int | None, typer.Option(min=1, help="Cores of a fold, for schedulers. Default: 4.")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs of a fold (nnU-Net's -num_gpus). Default: 1.")
-    ] = None,
-    retries: Annotated[
-        int | None,
-        typer.Option(
-            min=0, help="How often a job that was killed or ran out of time is queued again. Default: 3."
-        ),
-    ] = None,
+    hours: Hours = None,
+    memory_gb: MemoryGb = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    retries: Retries = None,
     executor: Executor = "local",
     jobs: Jobs = None,
     snakemake: Passed = "",
@@ -256,6 +253,11 @@ def lowdata(
     device: Device = None,
     group: Group = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order in which patients are added.")] = 0,
+    hours: Hours = None,
+    memory_gb: MemoryGb = None,
+    cpus: Cpus = None,
+    gpus: Gpus = None,
+    retries: Retries = None,
     executor: Executor = "local",
     jobs: Jobs = None,
     snakemake: Passed = "",
@@ -277,7 +279,10 @@ def lowdata(
 
     from samnn.crossval.start import start_lowdata
 
-    given = {"dataset": dataset, "methods": methods, "folds": folds, "device": device, "group": group}
+    given = {
+        "dataset": dataset, "methods": methods, "folds": folds, "device": device, "group": group,
+        "hours": hours, "memory_gb": memory_gb, "cpus": cpus, "gpus": gpus, "retries": retries,
+    }  # fmt: skip
     start_lowdata(
         {name: value for name, value in given.items() if value is not None},
         sizes=sizes,

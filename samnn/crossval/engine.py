@@ -15,7 +15,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from samnn.atomic import only_writer
 from samnn.crossval.experiment import Experiment
 from samnn.crossval.job import GPUS
 from samnn.crossval.status import DONE, FAILED, RUNNING, State, states_of
@@ -37,31 +36,32 @@ def run(
     extra: str = "",
     console: Console,
 ) -> None:
-    """Run all steps that are not done; `extra` goes to Snakemake as it is.
+    """Run all steps that are not done; `extra` goes to Snakemake as it is. The caller is the only one to run `out`.
 
     Raises:
-        SamnnError: Snakemake is missing or another run is under way. Problems: the steps that failed, and why.
+        SamnnError: Snakemake is missing, or there are fewer GPUs than a step needs. Problems: the steps that failed, and why.
     """
     _require(executor)
     command = snakemake_command(out, steps, experiment, executor=executor, jobs=jobs, extra=extra)
     variables = _variables(experiment, executor)
-    with only_writer(out / "run"):
-        log = out / LOG
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with open(log, "a", encoding="utf-8") as output:
-            print(f"\n{shlex.join(command)}", file=output, flush=True)
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=os.environ | variables,
-                start_new_session=True,
-            )
-            try:
-                _watch(process, out, steps, console)
-            finally:
-                _stop(process, patience_s=120 if executor == "local" else 5)  # a cluster's jobs go on
+    if executor == "local":
+        _refuse_more_gpus(steps, _gpu_names(experiment))
+    log = out / LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as output:
+        print(f"\n{shlex.join(command)}", file=output, flush=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | variables,
+            start_new_session=True,
+        )
+        try:
+            _watch(process, out, steps, console)
+        finally:
+            _stop(process, patience_s=120 if executor == "local" else 5)  # a cluster's jobs go on
     failed = [state for state in states_of(out, steps) if state.status == FAILED]
     if failed:
         raise Problems(
@@ -108,6 +108,14 @@ def _require(executor: str) -> None:
 def _variables(experiment: Experiment, executor: str) -> dict[str, str]:
     gpus = _gpu_names(experiment) if executor == "local" else []
     return experiment.environment() | ({GPUS: ",".join(gpus)} if gpus else {})
+
+
+def _refuse_more_gpus(steps: Sequence[Step], names: Sequence[str]) -> None:
+    if greedy := [step for step in steps if step.gpus > len(names)]:
+        raise SamnnError(
+            f"{greedy[0].name} asks for {greedy[0].gpus} GPUs, and {len(names)} can be seen. Ask for fewer with --gpus, or "
+            "look at CUDA_VISIBLE_DEVICES."
+        )
 
 
 def _default_slots(experiment: Experiment) -> int:

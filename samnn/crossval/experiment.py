@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -22,7 +23,9 @@ DEVICES = ("cuda", "cpu", "mps")
 NNUNETS = {"epochs": 1000, "iters": 250}  # where the trainer's name gives no number
 WITH_LOADING = 1.5  # of a training step: batches of validation, and what the estimate misses
 HOURS_AROUND, GB_AROUND = 1.0, 6.0  # start, validation and export of a fold; torch and the cases in memory
-CAN_GROW = ("methods", "folds", "limits", "hours", "memory_gb", "cpus", "gpus", "retries")
+CAN_GROW = ("methods", "folds", "limits", "hours", "memory_gb", "cpus", "gpus", "retries", "group", "metrics")
+GATHERED_BY = ("methods", "folds", "group", "metrics")  # what evaluations and comparisons depend on
+LIMITS = ("hours", "memory_gb", "cpus", "gpus")
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,35 @@ class Experiment:
             problems.append("folds are numbers from 0 on.")
         if self.device not in DEVICES:
             problems.append(f"device is {self.device!r}; expected {', '.join(DEVICES)}.")
-        if self.hours <= 0 or self.memory_gb <= 0 or self.cpus < 1 or self.gpus < 1 or self.retries < 0:
-            problems.append("hours, memory_gb, cpus and gpus are above 0, retries not below.")
+        if not all(_is_limit(getattr(self, name)) for name in LIMITS) or self.retries < 0:
+            problems.append("hours, memory_gb, cpus and gpus are numbers above 0, retries not below.")
+        if self.group is not None:
+            try:
+                re.compile(self.group)
+            except re.error as error:
+                problems.append(f"group {self.group!r} is no regular expression ({error}).")
+        known = metric_names()
+        problems += [
+            f"there is no metric {name!r}; there are {', '.join(known)}."
+            for name in self.metrics.split(",")
+            if name not in known
+        ]
         names = {str(method) for method in self.methods}
         for name, values in self.limits.items():
             if name not in names:
                 problems.append(f"limits name {name}, which is no method of the experiment.")
-            if unknown := sorted(values.keys() - {"hours", "memory_gb", "cpus", "gpus"}):
+            if not isinstance(values, Mapping):
+                problems.append(
+                    f"limits of {name}: expected a table, such as hours = 48 below [limits.{name!r}]."
+                )
+                continue
+            if unknown := sorted(values.keys() - set(LIMITS)):
                 problems.append(f"limits of {name}: unknown {', '.join(unknown)}.")
+            problems += [
+                f"limits of {name}: {limit} is {value!r}; expected a number above 0."
+                for limit, value in values.items()
+                if limit in LIMITS and not _is_limit(value)
+            ]
         if problems:
             raise Problems("This is no experiment that can be run.", problems)
 
@@ -205,8 +229,18 @@ class Experiment:
                 f"{self.out}: holds another experiment. Go on with it (--resume), or name another folder with -o.",
                 differing,
             )
+        gone = [
+            f"{what} {value} is in it."
+            for what, name in (("method", "methods"), ("fold", "folds"))
+            for value in getattr(before, name)
+            if value not in getattr(self, name)
+        ]
+        if gone:
+            raise Problems(
+                f"{self.out}: holds a larger experiment. Name all of it, or another folder with -o.", gone
+            )
         self.write()
-        return {name for name in ("methods", "folds") if getattr(before, name) != getattr(self, name)}
+        return {name for name in GATHERED_BY if getattr(before, name) != getattr(self, name)}
 
     # ---- where things lie
 
@@ -270,27 +304,33 @@ def root(variable: str) -> Path:
 
 
 def dataset_name(text: str) -> str:
-    """The full name of a dataset from its number or name, looked up in nnU-Net's folders.
+    """The full name of a dataset; a number is looked up in nnU-Net's folders.
 
     Raises:
         SamnnError: there is none, or several of that number.
     """
-    if DATASET.fullmatch(text):
-        return text
-    if not text.isdigit() or int(text) > 999:
+    return text if DATASET.fullmatch(text) else dataset_there(text)
+
+
+def dataset_there(text: str) -> str:
+    """The full name of a dataset, by number or name, of which nnU-Net's folders have exactly one of that number.
+
+    Raises:
+        SamnnError: they have none, another, or several.
+    """
+    full = DATASET.fullmatch(text)
+    if not full and (not text.isdigit() or int(text) > 999):
         raise SamnnError(
             f"{text!r}: is neither the number of a dataset nor a name such as Dataset055_SegTHOR."
         )
     places = [Path(os.environ[name]) for name in ROOTS if os.environ.get(name)]
-    found = {
-        path.name for place in places for path in place.glob(f"Dataset{int(text):03d}_*") if path.is_dir()
-    }
-    if len(found) != 1:
-        said = f"several are there: {', '.join(sorted(found))}" if found else "there is none"
-        raise SamnnError(
-            f"Dataset {text}: {said}, in {', '.join(map(str, places)) or 'no folder: ' + ', '.join(ROOTS) + ' are not set'}."
-        )
-    return found.pop()
+    number = int(full[1] if full else text)
+    found = {path.name for place in places for path in place.glob(f"Dataset{number:03d}_*") if path.is_dir()}
+    if found == {text} or (not full and len(found) == 1):
+        return found.pop()
+    said = f"of this number there are: {', '.join(sorted(found))}" if found else "there is none"
+    where = ", ".join(map(str, places)) or f"no folder: {', '.join(ROOTS)} are not set"
+    raise SamnnError(f"Dataset {text}: {said}, in {where}.")
 
 
 def _planned(experiment: Experiment, method: Method) -> dict[str, float]:
@@ -322,12 +362,30 @@ def _planned(experiment: Experiment, method: Method) -> dict[str, float]:
     }
 
 
+def metric_names() -> list[str]:
+    """Those that `samnn compare` takes: the files of evaluation3d/metrics."""
+    import samnn.evaluation3d.metrics as metrics
+
+    folder = Path(metrics.__path__[0])
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def _is_limit(value: object) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    )
+
+
 def _fits(value: object, kind: str) -> bool:
     if isinstance(value, bool) or kind == "bool":
         return isinstance(value, bool) and kind == "bool"
     if kind.startswith("tuple"):
         wanted = int if "int" in kind else str
-        return isinstance(value, Sequence) and all(isinstance(entry, wanted) for entry in value)
+        return (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and all(isinstance(entry, wanted) for entry in value)
+        )
     if kind == "str" and isinstance(value, int):  # dataset = 55
         return True
     kinds = {"float": (int, float), "int": int, "str": str, "str | None": str}

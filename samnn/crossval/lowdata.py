@@ -15,7 +15,7 @@ import numpy as np
 
 from samnn.atomic import whole_file, write_json
 from samnn.crossval.experiment import Experiment, as_toml, root
-from samnn.crossval.prepare import prepare, read_splits
+from samnn.crossval.prepare import patient_of, prepare, read_splits
 from samnn.crossval.steps import LOWDATA
 from samnn.errors import SamnnError
 
@@ -56,6 +56,8 @@ class LowData:
             content = tomllib.loads((out / LOWDATA).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise SamnnError(f"{out / LOWDATA}: cannot be read ({error}).") from error
+        if missing := [name for name in ("sizes", "seed") if name not in content]:
+            raise SamnnError(f"{out / LOWDATA}: lacks {' and '.join(missing)}.")
         sizes, seed = content.pop("sizes"), content.pop("seed")
         return cls(out, Experiment.of(content, source=str(out / LOWDATA), out=out), tuple(sizes), seed)
 
@@ -80,7 +82,9 @@ class LowData:
                     f"{path}: is another learning curve. Name another folder with -o, or --resume it."
                 )
         else:
-            if self.out.is_dir() and any(self.out.iterdir()):
+            if self.out.is_dir() and any(
+                path for path in self.out.iterdir() if not path.name.startswith(".lock-")
+            ):
                 raise SamnnError(
                     f"{self.out}: is not empty and holds no learning curve. Name another folder with -o."
                 )
@@ -139,15 +143,6 @@ def smaller_splits(
         chosen = [case for patient in order[:size] for case in patients[str(patient)]]
         smaller.append({"train": sorted(chosen), "val": split["val"]})
     return smaller
-
-
-def patient_of(case: str, group: str | None) -> str:
-    if group is None:
-        return case
-    match = re.search(group, case)
-    if match is None:
-        raise SamnnError(f"--group {group!r}: finds no patient in {case}.")
-    return match[1] if match.re.groups else match[0]
 
 
 def _link(source: Path, target: Path) -> None:

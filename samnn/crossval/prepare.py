@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,3 +181,13 @@ def _noted(folder: Path, what: str) -> Iterator[Any]:
     _note(folder, what).touch()
     yield
     _note(folder, what).unlink()
+
+
+def patient_of(case: str, group: str | None) -> str:
+    """What `group`, a regular expression, finds in a case's name; the whole name without it. Raises SamnnError: nothing."""
+    if group is None:
+        return case
+    match = re.search(group, case)
+    if match is None:
+        raise SamnnError(f"--group {group!r}: finds no patient in {case}.")
+    return match[1] if match.re.groups else match[0]

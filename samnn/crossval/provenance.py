@@ -47,7 +47,12 @@ def record_data(experiment: Experiment) -> dict[str, Any]:
         before = known.get(name)
         digest = before["sha256"] if before and before["stamp"] == stamp else key_of_file(path)
         files[name] = {"sha256": digest, "stamp": stamp}
-    content = {"sha256": _hash({name: entry["sha256"] for name, entry in files.items()})}
+    trained_on = {
+        name: entry["sha256"]
+        for name, entry in files.items()
+        if not is_raw or name == "dataset.json" or name.startswith(("imagesTr/", "labelsTr/"))
+    }  # a test set may come later
+    content = {"sha256": _hash(trained_on)}
     content |= {"what": "raw" if is_raw else "gt_segmentations", "files": files}
     write_json(target, content)
     return content
@@ -84,8 +89,13 @@ def of_experiment(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In which of data, split, plans and weights two folds differ."""
-    return [name for name in ("data", "split", "plans", "weights") if before.get(name) != now[name]]
+    """In which of data, split, plans and weights two folds differ.
+
+    Hashes of raw data say nothing about those of the labels that nnU-Net put aside, where raw data is elsewhere.
+    """
+    differing = [name for name in ("data", "split", "plans", "weights") if before.get(name) != now[name]]
+    what = [made.get("data", {}).get("what") for made in (before, now)]
+    return [name for name in differing if name != "data" or what[0] == what[1]]
 
 
 def surroundings(commands: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def _plans(path: Path, configuration: str) -> dict[str, Any]:
         resolved = own | resolved
         name = own.get("inherits_from")
     ours = resolved.get("samnn", {})
-    forecasts = ("hours", "memory_gb")  # may be made anew
+    forecasts = ("hours", "memory_gb", "step")  # may be made anew
     resolved["samnn"] = {key: value for key, value in ours.items() if key not in forecasts}
     others = {key: value for key, value in plans.items() if key not in ("configurations", "samnn")}
     return others | {"configuration": resolved}

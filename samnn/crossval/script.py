@@ -46,6 +46,10 @@ def _this(experiment: Experiment) -> list[str]:
         "-o",
         str(experiment.out),
     ]
+    usual = Experiment(experiment.out, experiment.dataset, experiment.methods)
+    for name in ("group", "hours", "memory_gb", "cpus", "gpus", "retries"):
+        if (value := getattr(experiment, name)) != getattr(usual, name):
+            command += [f"--{name.replace('_', '-')}", f"{value}"]
     if not experiment.ensemble:
         command.append("--no-ensemble")
     return command if experiment.test else [*command, "--no-test"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from samnn.crossval.experiment import FILE, Experiment
+from samnn.atomic import only_writer
+from samnn.crossval.experiment import FILE, Experiment, dataset_there
 from samnn.crossval.steps import LOWDATA, Step, steps_in, steps_of
 from samnn.errors import SamnnError
 
@@ -36,6 +38,7 @@ def start(
         SamnnError: what the user has to mend; nothing was started then, unless steps failed.
     """
     experiment = _experiment(given, file, out, resume)
+    dataset_there(experiment.dataset)
     if print_commands:
         from samnn.crossval.script import shell_lines
 
@@ -55,16 +58,18 @@ def start(
             steps, {state.step.name: state.status for state in states_of(experiment.out, steps)}, console
         )
         return
-    changed = experiment.settle()
-    steps = steps_in(experiment.out)
-    if "folds" in changed:  # test cases are predicted by all folds
-        shutil.rmtree(experiment.out / "test", ignore_errors=True)
-    if changed:  # what was gathered from other methods or folds is gathered again
-        for step in steps:
-            if step.kind not in ("fold", "prepare", "predict"):
-                (experiment.out / step.marker).unlink(missing_ok=True)
-        (experiment.out / "done" / "prepare.json").unlink(missing_ok=True)  # it checks the new ones
-    run(experiment.out, steps, experiment, executor=executor, jobs=jobs, extra=extra, console=console)
+    _refuse_unmatched_quotes(extra)
+    with only_writer(experiment.out / "run"):  # a second command must not touch what the first one runs on
+        changed = experiment.settle()
+        steps = steps_in(experiment.out)
+        if "folds" in changed:  # test cases are predicted by all folds
+            shutil.rmtree(experiment.out / "test", ignore_errors=True)
+        if changed:  # what was gathered from other methods or folds is gathered again
+            for step in steps:
+                if step.kind not in ("fold", "prepare", "predict"):
+                    (experiment.out / step.marker).unlink(missing_ok=True)
+            (experiment.out / "done" / "prepare.json").unlink(missing_ok=True)  # it checks the new ones
+        run(experiment.out, steps, experiment, executor=executor, jobs=jobs, extra=extra, console=console)
     report = experiment.out / "comparison" / "report.html"
     if report.is_file():
         console.print(Text(f"Written: {report}"), soft_wrap=True)
@@ -94,22 +99,33 @@ def start_lowdata(
         curve = LowData.read(out.absolute())
     else:
         curve = LowData.of(_with_device(given), sizes or [], seed=seed, out=out)
+    dataset_there(curve.base.dataset)
     with console.status("checking every method"):
         check(curve.base, is_prepared=False)
     if dry_run:
         _print_steps([step for part in curve.parts() for step in steps_of(part)], {}, console)
         return
-    curve.settle()
-    run(
-        curve.out, steps_in(curve.out), curve.base, executor=executor, jobs=jobs, extra=extra, console=console
-    )
+    _refuse_unmatched_quotes(extra)
+    with only_writer(curve.out / "run"):
+        curve.settle()
+        steps = steps_in(curve.out)
+        run(curve.out, steps, curve.base, executor=executor, jobs=jobs, extra=extra, console=console)
     console.print(Text(f"Written: {curve.out / 'learning_curve.csv'} and .png"), soft_wrap=True)
+
+
+def _refuse_unmatched_quotes(extra: str) -> None:
+    try:
+        shlex.split(extra)
+    except ValueError as error:
+        raise SamnnError(f"--snakemake {extra!r}: {error}.") from error
 
 
 def _experiment(given: Mapping[str, Any], file: Path | None, out: Path | None, resume: bool) -> Experiment:
     if resume:
         if out is None:
             raise SamnnError("--resume takes the folder of the experiment: -o OUT.")
+        if file is not None:
+            raise SamnnError("--resume goes on with OUT/experiment.toml; leave --file out.")
         if (out / LOWDATA).is_file():
             raise SamnnError(f"{out}: holds a learning curve: samnn lowdata --resume -o {out}")
         earlier = Experiment.read(out / FILE)

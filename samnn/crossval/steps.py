@@ -60,10 +60,12 @@ def steps_in(out: Path) -> list[Step]:
     if not (out / LOWDATA).is_file():
         raise SamnnError(f"{out}: holds no experiment: there is neither {FILE} nor {LOWDATA}.")
     parts = sorted(path.parent for path in out.glob(f"size_*/{FILE}"))
-    steps = [Step("prepare", "prepare", ())]
+    steps: list[Step] = []
     for part in parts:
         for step in steps_of(Experiment.read(part / FILE)):
-            if step.kind != "prepare":  # one for all
+            if step.kind == "prepare":  # one for all
+                steps += [] if steps else [step]
+            else:
                 needs = tuple(need if need == "prepare" else f"{part.name}/{need}" for need in step.needs)
                 steps.append(replace(step, name=f"{part.name}/{step.name}", needs=needs))
     evaluations = tuple(step.name for step in steps if step.kind == "evaluate" and not step.is_test)

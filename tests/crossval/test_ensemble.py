@@ -78,8 +78,8 @@ def test_a_fold_is_weighted_by_the_dice_of_the_other_folds_alone(results: Callab
     ensemble([a, b], tmp_path / "out", weighting="classes", save_probabilities=True)
     mean = np.load(tmp_path / "out" / "fold_0" / "validation" / "x.npz")["probabilities"]
     # voxel 1: a = 3/4 · 0.7 + 1/4 · 0.2 = 0.575, b = 1/4 · 0.2 + 3/4 · 0.7 = 0.575
-    np.testing.assert_allclose(mean[:, 0, 0, 1], [0.1, 0.575, 0.575], rtol=1e-6)
-    np.testing.assert_allclose(mean[:, 0, 0, 0], [0.1, 0.45, 0.55], rtol=1e-6)
+    np.testing.assert_allclose(mean[:, 0, 0, 1], np.array([0.1, 0.575, 0.575]) / 1.25, rtol=1e-6)
+    np.testing.assert_allclose(mean[:, 0, 0, 0], np.array([0.1, 0.45, 0.55]) / 1.1, rtol=1e-6)
     assert labels_of(tmp_path / "out" / "fold_0" / "validation" / "x.nii.gz")[0] == 2
     record = json.loads((tmp_path / "out" / "fold_0" / "validation" / "summary.json").read_text())
     np.testing.assert_allclose(record["weights"], [[0.5, 0.75, 0.25], [0.5, 0.25, 0.75]])
@@ -107,3 +107,37 @@ def test_what_one_method_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(SamnnError, match=r"y\.npz, which another method has"):
         ensemble([tmp_path / "A", tmp_path / "B"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_methods_are_never_replaced_and_only_ensembles_are(tmp_path: Path) -> None:
+    p = [[0.2, 0.2, 0.8], [0.5, 0.7, 0.1], [0.3, 0.1, 0.1]]
+    for name in "AB":
+        write_prediction(tmp_path / "methods" / name, "x", p)
+    a, b = tmp_path / "methods" / "A", tmp_path / "methods" / "B"
+    for out in (a, tmp_path / "methods", a / "within"):
+        with pytest.raises(SamnnError, match="Name another folder"):
+            ensemble([a, b], out, overwrite=True)
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "thesis.txt").write_text("all of it")
+    with pytest.raises(SamnnError, match="something else than an ensemble"):
+        ensemble([a, b], notes, overwrite=True)
+    ensemble([a, b], tmp_path / "out")
+    ensemble([a, b], tmp_path / "out", overwrite=True)
+    with pytest.raises(SamnnError, match="named twice"):
+        ensemble([a, a], tmp_path / "out", overwrite=True)
+    with pytest.raises(SamnnError, match="no such folder"):
+        ensemble([a, b], tmp_path / "other", weighting="classes", crossval=[tmp_path / "nowhere", b])
+
+
+def test_methods_with_other_labels_are_not_mixed(tmp_path: Path) -> None:
+    p = [[0.2, 0.2, 0.8], [0.5, 0.7, 0.1], [0.3, 0.1, 0.1]]
+    for name in "AB":
+        write_prediction(tmp_path / name, "x", p)
+    path = tmp_path / "B" / "dataset.json"
+    content = json.loads(path.read_text())
+    first, *others = [label for label in content["labels"] if label != "background"]
+    content["labels"] |= {first: 2, others[0]: 1}
+    path.write_text(json.dumps(content))
+    with pytest.raises(SamnnError, match="other labels than"):
+        ensemble([tmp_path / "A", tmp_path / "B"], tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -13,13 +14,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from toy import DATASET, GRID
 
+from samnn.atomic import only_writer
 from samnn.crossval.commands import spread
-from samnn.crossval.experiment import Experiment, Method
+from samnn.crossval.engine import run
+from samnn.crossval.experiment import Experiment, Method, dataset_there
 from samnn.crossval.folds import remove_half_written
 from samnn.crossval.job import MOST_FRUITLESS, _gpus, _recorded
 from samnn.crossval.lowdata import smaller_splits
+from samnn.crossval.provenance import record_data
+from samnn.crossval.start import start
 from samnn.crossval.steps import Step, steps_of
 from samnn.errors import Problems, SamnnError
 from samnn.io import Volume, write_volume
@@ -47,7 +53,7 @@ def test_options_take_several_values_and_leave_the_others_alone() -> None:
 @given(
     folds=st.lists(st.integers(0, 20), min_size=1, unique=True),
     hours=st.floats(0.1, 1000, allow_nan=False),
-    group=st.none() | st.text(min_size=1),
+    group=st.none() | st.text(min_size=1).map(re.escape),
     ensemble=st.booleans(),
     gpus=st.integers(1, 8),
 )
@@ -85,6 +91,12 @@ def test_an_experiment_read_from_its_file_is_the_same(
         ({"limits": {"A:2d": {"days": 1}}}, "unknown days"),
         ({"epochs": 3}, "does not know epochs"),
         ({"hours": "long"}, "expected a number"),
+        ({"hours": float("nan")}, "above 0"),
+        ({"limits": {"A:2d": {"hours": "48"}}}, "hours is '48'"),
+        ({"limits": {"A:2d": 48}}, "expected a table"),
+        ({"methods": "A:2d"}, "expected a list"),
+        ({"group": "("}, "no regular expression"),
+        ({"metrics": "dice,dise"}, "no metric 'dise'"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -142,6 +154,9 @@ def test_another_experiment_in_the_same_folder_is_refused_but_it_may_grow(experi
     assert replace(experiment, folds=(0, 1, 2)).settle() == {"folds"}
     with pytest.raises(Problems, match="ensemble was True, is False"):
         replace(experiment, folds=(0, 1, 2), ensemble=False).settle()
+    with pytest.raises(Problems, match=r"(?s)larger experiment.*fold 2 is in it"):
+        replace(experiment, folds=(0, 1)).settle()
+    assert replace(experiment, folds=(0, 1, 2), group="(p)").settle() == {"group"}
 
 
 def test_plain_commands_are_nnunets_own(experiment: Experiment) -> None:
@@ -256,3 +271,51 @@ def test_the_order_of_patients_depends_on_the_seed() -> None:
     splits: list[dict] = [{"train": [f"c{i}" for i in range(20)], "val": ["v"]}]
     drawn = {tuple(smaller_splits(splits, 3, group=None, seed=seed)[0]["train"]) for seed in range(10)}
     assert len(drawn) > 5
+
+
+def test_a_dataset_is_one_that_is_there(experiment: Experiment) -> None:
+    assert dataset_there("511") == dataset_there(DATASET) == DATASET
+    with pytest.raises(SamnnError, match=f"of this number there are: {DATASET}"):
+        dataset_there("Dataset511_Toys")
+
+
+def test_a_second_command_touches_nothing_while_the_first_one_runs(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment.settle()
+    (experiment.out / "test").mkdir()
+    before = (experiment.out / "experiment.toml").read_bytes()
+    monkeypatch.setattr("samnn.crossval.check.check", lambda *_, **__: {})
+    given = {"dataset": DATASET, "methods": METHODS, "folds": [0, 1, 2], "device": "cpu"}
+    options = {"executor": "local", "jobs": None, "extra": "", "dry_run": False, "print_commands": False}
+    with (
+        only_writer(experiment.out / "run"),
+        pytest.raises(SamnnError, match="another process is writing it"),
+    ):
+        start(given, file=None, out=None, resume=False, console=Console(), **options)
+    assert (experiment.out / "experiment.toml").read_bytes() == before
+    assert (experiment.out / "test").is_dir()
+
+
+def test_more_gpus_than_there_are_stop_before_anything_waits_for_them(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    greedy = replace(experiment, gpus=4)
+    with pytest.raises(SamnnError, match="asks for 4 GPUs, and 2 can be seen"):
+        run(greedy.out, list(steps_of(greedy)), greedy, console=Console())
+
+
+def test_a_test_set_that_comes_later_does_not_make_other_data(experiment: Experiment, tmp_path: Path) -> None:
+    raw = tmp_path / "nnUNet_raw" / DATASET
+    for name in ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "dataset.json"):
+        (raw / name).parent.mkdir(exist_ok=True)
+        (raw / name).write_text(name)
+    experiment.out.mkdir(parents=True)
+    before = record_data(experiment)
+    (raw / "imagesTs").mkdir()
+    (raw / "imagesTs" / "b_0000.nii.gz").write_text("b")
+    after = record_data(experiment)
+    assert after["sha256"] == before["sha256"] and "imagesTs/b_0000.nii.gz" in after["files"]
+    (raw / "labelsTr" / "a.nii.gz").write_text("other")
+    assert record_data(experiment)["sha256"] != before["sha256"]
