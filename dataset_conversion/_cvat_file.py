@@ -81,7 +81,9 @@ def read_annotations(path: Path) -> tuple[list[str], list[Annotated]]:
         if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
             raise SamnnError(f"{path}: declares a document type; CVAT writes none. Export it again.")
         root = ElementTree.fromstring(content)
-    except (OSError, ElementTree.ParseError) as error:
+    except OSError as error:
+        raise SamnnError(f"{path}: cannot be read ({error.strerror}).") from error
+    except ElementTree.ParseError as error:
         raise SamnnError(f"{path}: cannot be read as XML ({error}). Is it damaged or cut short?") from error
     if root.tag != "annotations" or root.findtext("version") != "1.1":
         raise SamnnError(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from samnn.errors import Problems, SamnnError
+from samnn.io import UNSAFE_ENDINGS
 
 ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".hdr", ".gipl", ".vtk", ".mnc")
 PARTS = (".raw", ".zraw", ".raw.gz", ".img", ".img.gz")  # the voxels of a header file beside them
@@ -189,7 +190,7 @@ def _checked(found: Found, where: str, problems: list[str]) -> Found:
     ]
     if not found.pairs and not problems:
         problems.append(
-            f"no images found. Their names must end in one of {', '.join(ENDINGS)}; DICOM series need a folder each."
+            f"no images found. Their names must end in one of {', '.join(e for e in ENDINGS if e not in UNSAFE_ENDINGS)}; DICOM series need a folder each."
         )
     elif not problems and all(pair.mask is None for pair in found.pairs):
         problems.append("no case has a mask; nnU-Net needs some to train.")

@@ -45,6 +45,10 @@ class Settings:
     intensity_theta: float | None = None
     save_probabilities: bool = False
 
+    def __post_init__(self) -> None:
+        if self.filter_size < 1 or self.filter_size % 2 == 0:
+            raise SamnnError(f"--filter-size {self.filter_size}: expected an odd number of voxels.")
+
     def crf(self, n_dims: int, *, regions: bool) -> MeanFieldCRF:
         """The layer, returning probabilities."""
         return MeanFieldCRF(

@@ -83,7 +83,7 @@ def _plans(job: Job, folder: Path) -> tuple[Finding, Any]:
         available = manager.available_configurations
         if job.configuration not in available:
             found = f"{path} has no configuration {job.configuration}, it has {', '.join(available)}"
-            return Finding(PROBLEM, subject, found, "Name one of these with -c, or plan another."), None
+            return Finding(PROBLEM, subject, found, "Name one of these, or plan another."), None
         configuration = manager.get_configuration(job.configuration)
         patch = " × ".join(str(length) for length in configuration.patch_size)
         return Finding(OK, subject, f"patches {patch}, batch {configuration.batch_size}"), manager

@@ -217,7 +217,7 @@ _NUMPY_TYPES = {
 
 _NOT_NOTICED = "ITK does not notice when a file of this format is cut short"
 _NO_SIDES = "is Analyze or a NIfTI pair, in which left and right are not sure"
-_UNSAFE_ENDINGS = {".vtk": _NOT_NOTICED, ".gipl": _NOT_NOTICED, ".hdr": _NO_SIDES, ".img": _NO_SIDES}
+UNSAFE_ENDINGS = {".vtk": _NOT_NOTICED, ".gipl": _NOT_NOTICED, ".hdr": _NO_SIDES, ".img": _NO_SIDES}
 
 
 def _refuse_misleading(path: Path) -> None:
@@ -237,9 +237,9 @@ def _refuse_misleading(path: Path) -> None:
             f"{path}: {path.with_suffix('').name} lies beside it and would be read in its place. "
             "Move one of the two away."
         )
-    if path.suffix in _UNSAFE_ENDINGS:
+    if path.suffix in UNSAFE_ENDINGS:
         raise SamnnError(
-            f"{path}: {_UNSAFE_ENDINGS[path.suffix]}. Convert it to .nii.gz or .nrrd and look at it."
+            f"{path}: {UNSAFE_ENDINGS[path.suffix]}. Convert it to .nii.gz or .nrrd and look at it."
         )
 
 

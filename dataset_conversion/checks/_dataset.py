@@ -74,6 +74,10 @@ def find_folder(folder_or_id: str) -> Path:
     if os.path.isdir(path):
         return path
     if re.fullmatch(r"[0-9]{1,3}", folder_or_id):
+        if not os.environ.get("nnUNet_raw"):
+            raise SamnnError(
+                "nnUNet_raw is not set, so a number says nothing: name the folder, or set it (`samnn env ROOT`)."
+            )
         root = raw_root(None)
         found = sorted(root.glob(f"Dataset{int(folder_or_id):03d}_*/"))
         if len(found) != 1:

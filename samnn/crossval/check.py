@@ -80,7 +80,7 @@ def _checked(experiment: Experiment, method: Method, is_prepared: bool) -> dict[
         is_unplanned = method.plans == STOCK_PLANS and "does not exist" in finding.found
         if not is_prepared and (finding.subject in TO_BE_MADE or is_unplanned):
             continue
-        problems.append(f"{finding.found}{f' {finding.cure}' if finding.cure else ''}")
+        problems.append(f"{finding.found.rstrip('.')}.{f' {finding.cure}' if finding.cure else ''}")
     start = replace(method, trainer=method.trainer.replace(CRF_FINETUNE, ""))
     if start != method and start not in experiment.methods:
         problems += [

@@ -138,8 +138,7 @@ class Experiment:
         Raises:
             SamnnError: it is missing, no TOML, or has unknown or unfit values.
         """
-        if sys.version_info < (3, 11):
-            raise SamnnError("samnn crossval needs Python 3.11 or newer, as Snakemake 9 does.")
+        refuse_old_python("samnn crossval")
         import tomllib
 
         try:
@@ -164,7 +163,7 @@ class Experiment:
             raise SamnnError(f"{source}: does not know {', '.join(unknown)}. It takes: {', '.join(known)}.")
         values = dict(content)
         if missing := [name for name in ("dataset", "methods") if not values.get(name)]:
-            raise SamnnError(f"{source}: lacks {' and '.join(missing)}.")
+            raise SamnnError(f"{source}: lacks {' and '.join(missing)} (-d, --methods).")
         for name, value in values.items():
             if not _fits(value, str(known[name])):
                 raise SamnnError(f"{source}: {name} is {value!r}; expected {_expected(str(known[name]))}.")
@@ -288,6 +287,11 @@ class Experiment:
         """The same experiment elsewhere."""
         paths = [None if path is None else str(path) for path in (preprocessed, results)]
         return replace(self, out=out, preprocessed=paths[0], results=paths[1])
+
+
+def refuse_old_python(what: str) -> None:
+    if sys.version_info < (3, 11):
+        raise SamnnError(f"{what} needs Python 3.11 or newer, as Snakemake 9 does.")
 
 
 def as_toml(value: object) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from samnn.atomic import whole_file, write_json
-from samnn.crossval.experiment import Experiment, as_toml, root
+from samnn.crossval.experiment import Experiment, as_toml, refuse_old_python, root
 from samnn.crossval.prepare import patient_of, prepare, read_splits
 from samnn.crossval.steps import LOWDATA
 from samnn.errors import SamnnError
@@ -48,8 +47,7 @@ class LowData:
     @classmethod
     def read(cls, out: Path) -> LowData:
         """Raises SamnnError: there is none, or it cannot be read."""
-        if sys.version_info < (3, 11):
-            raise SamnnError("samnn lowdata needs Python 3.11 or newer, as Snakemake 9 does.")
+        refuse_old_python("samnn lowdata")
         import tomllib
 
         try:

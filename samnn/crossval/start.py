@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from samnn.atomic import only_writer
-from samnn.crossval.experiment import FILE, Experiment, dataset_there
+from samnn.crossval.experiment import FILE, Experiment, dataset_there, refuse_old_python
 from samnn.crossval.steps import LOWDATA, Step, steps_in, steps_of
 from samnn.errors import SamnnError
 
@@ -132,11 +132,14 @@ def _experiment(given: Mapping[str, Any], file: Path | None, out: Path | None, r
         return Experiment.of(earlier.content() | given, source="the command line", out=earlier.out)
     if file is None:
         return Experiment.of(_with_device(given), source="the command line", out=out)
+    refuse_old_python("samnn crossval --file")
     import tomllib
 
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise SamnnError(f"{file}: cannot be read ({error.strerror}).") from error
+    except ValueError as error:
         raise SamnnError(f"{file}: cannot be read as TOML ({error}).") from error
     return Experiment.of(_with_device(content | given), source=str(file), out=out)
 

@@ -7,6 +7,7 @@ import inspect
 import io
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,8 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
     Raises:
         SamnnError: it is damaged, or holds what may run code and `trust` is not set.
     """
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise SamnnError(f"{path}: is no checkpoint of torch, or cut short. Copy it again.")
     try:
         with torch.serialization.safe_globals(_IN_CHECKPOINTS):
             content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)

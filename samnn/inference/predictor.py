@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -58,16 +59,17 @@ class BatchedPredictor(nnUNetPredictor):
         trust: bool = False,
         on_tiles: Callable[[int, int], None] | None = None,
     ) -> None:
-        super().__init__(
-            tile_step_size,
-            use_gaussian,
-            use_mirroring,
-            perform_everything_on_device and device.type == "cuda",
-            device,
-            verbose,
-            verbose_preprocessing,
-            allow_tqdm,
-        )
+        with contextlib.redirect_stdout(None):  # on a CPU it would say what is known
+            super().__init__(
+                tile_step_size,
+                use_gaussian,
+                use_mirroring,
+                perform_everything_on_device and device.type == "cuda",
+                device,
+                verbose,
+                verbose_preprocessing,
+                allow_tqdm,
+            )
         self.dtype = chosen(precision, device) if isinstance(precision, str) else precision
         self.trust, self.on_tiles = trust, on_tiles
         self._loaded: dict[str, Any] | None = None

@@ -207,6 +207,14 @@ def preprocessed_folder(dataset: str | int) -> Path:
     for folder in (nnUNet_raw, nnUNet_preprocessed):
         if not folder:
             raise SamnnError(f'{folder.env_var_name} is not set: eval "$(samnn env ROOT)"')
+    number = str(dataset).removeprefix("Dataset").partition("_")[0]
+    places = [Path(folder.require()) for folder in (nnUNet_raw, nnUNet_preprocessed)]
+    if not number.isdigit():
+        raise SamnnError(
+            f"{dataset!r}: is neither the number of a dataset nor a name such as Dataset055_SegTHOR."
+        )
+    if not any(path.is_dir() for place in places for path in place.glob(f"Dataset{int(number):03d}_*")):
+        raise SamnnError(f"dataset {dataset}: there is none in {' or '.join(map(str, places))}.")
     try:
         return Path(nnUNet_preprocessed.require(), maybe_convert_to_dataset_name(dataset))
     except (RuntimeError, ValueError) as error:

@@ -11,6 +11,14 @@ from typing import Any
 from samnn.errors import SamnnError
 from samnn.training.steps import OUR_KEY
 
+STOCK = "nnUNetPlans"
+PLANNERS = {  # name of plans → nnU-Net's planner that writes them by default
+    STOCK: "ExperimentPlanner",
+    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
+    "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
+    "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
+}
+
 
 def read_base(folder: Path, name: str) -> dict[str, Any]:
     """The plans that ours are added to.
@@ -25,13 +33,22 @@ def read_base(folder: Path, name: str) -> dict[str, Any]:
         raise SamnnError(
             f"{path}: does not exist"
             + (f"; there are {', '.join(there)} (-p names others)" if there else "")
-            + f". Make it: nnUNetv2_plan_and_preprocess -d {int(folder.name[7:10])} -c 2d, or add --preprocess."
+            + f". {_how_to_make(name, int(folder.name[7:10]))}"
         )
     if OUR_KEY in plans:
         raise SamnnError(
             f"{path}: was written by samnn plan, from {plans[OUR_KEY].get('planned_from')}. Name those with -p."
         )
     return plans
+
+
+def _how_to_make(name: str, number: int) -> str:
+    if name not in PLANNERS:
+        return "nnU-Net makes none of that name by itself: plan it yourself, or name others."
+    return (
+        f"Make it: nnUNetv2_plan_and_preprocess -d {number} -c 2d"
+        f"{'' if name == STOCK else f' -pl {PLANNERS[name]}'}, or add --preprocess."
+    )
 
 
 def joined(

@@ -11,13 +11,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from samnn.errors import SamnnError
 from samnn.planning.method import PARENT
-
-PLANNERS = {  # name of plans → nnU-Net's planner that writes them by default
-    "nnUNetPlans": "ExperimentPlanner",
-    "nnUNetResEncUNetMPlans": "nnUNetPlannerResEncM",
-    "nnUNetResEncUNetLPlans": "nnUNetPlannerResEncL",
-    "nnUNetResEncUNetXLPlans": "nnUNetPlannerResEncXL",
-}
+from samnn.planning.plans_file import PLANNERS
 
 
 def preprocess(folder: Path, base: str) -> None:
@@ -27,14 +21,14 @@ def preprocess(folder: Path, base: str) -> None:
         SamnnError: the plans are missing and none that nnU-Net makes; one of its commands failed.
     """
     number = str(int(folder.name[7:10]))
+    plans = folder / f"{base}.json"
+    if not plans.is_file() and base not in PLANNERS:
+        raise SamnnError(
+            f"{plans}: does not exist, and --preprocess makes {', '.join(PLANNERS)} alone. Plan it yourself."
+        )
     if not (folder / "dataset_fingerprint.json").is_file():
         _run("extract_fingerprint", "-d", number, "--verify_dataset_integrity")
-    plans = folder / f"{base}.json"
     if not plans.is_file():
-        if base not in PLANNERS:
-            raise SamnnError(
-                f"{plans}: does not exist, and --preprocess makes {', '.join(PLANNERS)} alone. Plan it yourself."
-            )
         _run("plan_experiment", "-d", number, "-pl", PLANNERS[base])
     if not is_preprocessed(folder, base):
         _run("preprocess", "-d", number, "-plans_name", base, "-c", PARENT)
