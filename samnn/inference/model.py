@@ -130,7 +130,7 @@ def read_checkpoint(path: Path, *, trust: bool = False) -> dict[str, Any]:
         SamnnError: it is damaged, or holds what may run code and `trust` is not set.
     """
     if path.is_file() and not zipfile.is_zipfile(path):
-        raise SamnnError(f"{path}: is no checkpoint of torch, or cut short. Copy it again.")
+        raise SamnnError(f"{path}: is no checkpoint of torch. Is it whole? Copy it again.")
     try:
         with torch.serialization.safe_globals(_IN_CHECKPOINTS):
             content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=True)
