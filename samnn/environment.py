@@ -1,10 +1,11 @@
-"""The shell lines that show nnU-Net our trainers and, if asked, where data, results and weights live."""
+"""nnU-Net's environment: the shell lines that show it our trainers and where data lives, and the datasets in there."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any
 from samnn.errors import SamnnError
 
 EXTERNAL_TRAINERS = "nnUNet_extTrainer"
+ROOTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+DATASET = re.compile(r"Dataset(\d{3})_.+")
 FOLDERS = {  # variable → folder below ROOT
     "nnUNet_raw": "nnUNet_raw",
     "nnUNet_preprocessed": "nnUNet_preprocessed",
@@ -109,3 +112,24 @@ def trainers_folder() -> Path:
             "Install samnn under another path."
         )
     return folder
+
+
+def dataset_there(text: str) -> str:
+    """The full name of a dataset, by number or name, of which nnU-Net's folders have exactly one of that number.
+
+    Raises:
+        SamnnError: they have none, another, or several.
+    """
+    full = DATASET.fullmatch(text)
+    if not full and (not text.isdigit() or int(text) > 999):
+        raise SamnnError(
+            f"{text!r}: is neither the number of a dataset nor a name such as Dataset055_SegTHOR."
+        )
+    places = [Path(os.environ[name]) for name in ROOTS if os.environ.get(name)]
+    number = int(full[1] if full else text)
+    found = {path.name for place in places for path in place.glob(f"Dataset{number:03d}_*") if path.is_dir()}
+    if found == {text} or (not full and len(found) == 1):
+        return found.pop()
+    said = f"of this number there are: {', '.join(sorted(found))}" if found else "there is none"
+    where = ", ".join(map(str, places)) or f"no folder: {', '.join(ROOTS)} are not set"
+    raise SamnnError(f"Dataset {text}: {said}, in {where}.")

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from samnn.atomic import whole_file
-from samnn.environment import EXTERNAL_TRAINERS, settings
+from samnn.environment import DATASET, EXTERNAL_TRAINERS, dataset_there, settings
 from samnn.errors import Problems, SamnnError
 
 FILE = "experiment.toml"
-DATASET = re.compile(r"Dataset(\d{3})_.+")
-ROOTS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 DEVICES = ("cuda", "cpu", "mps")
 NNUNETS = {"epochs": 1000, "iters": 250}  # where the trainer's name gives no number
 WITH_LOADING = 1.5  # of a training step: batches of validation, and what the estimate misses
@@ -314,27 +312,6 @@ def dataset_name(text: str) -> str:
         SamnnError: there is none, or several of that number.
     """
     return text if DATASET.fullmatch(text) else dataset_there(text)
-
-
-def dataset_there(text: str) -> str:
-    """The full name of a dataset, by number or name, of which nnU-Net's folders have exactly one of that number.
-
-    Raises:
-        SamnnError: they have none, another, or several.
-    """
-    full = DATASET.fullmatch(text)
-    if not full and (not text.isdigit() or int(text) > 999):
-        raise SamnnError(
-            f"{text!r}: is neither the number of a dataset nor a name such as Dataset055_SegTHOR."
-        )
-    places = [Path(os.environ[name]) for name in ROOTS if os.environ.get(name)]
-    number = int(full[1] if full else text)
-    found = {path.name for place in places for path in place.glob(f"Dataset{number:03d}_*") if path.is_dir()}
-    if found == {text} or (not full and len(found) == 1):
-        return found.pop()
-    said = f"of this number there are: {', '.join(sorted(found))}" if found else "there is none"
-    where = ", ".join(map(str, places)) or f"no folder: {', '.join(ROOTS)} are not set"
-    raise SamnnError(f"Dataset {text}: {said}, in {where}.")
 
 
 def _planned(experiment: Experiment, method: Method) -> dict[str, float]:

@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from samnn.atomic import only_writer
-from samnn.crossval.experiment import FILE, Experiment, dataset_there, refuse_old_python
+from samnn.crossval.experiment import FILE, Experiment, refuse_old_python
 from samnn.crossval.steps import LOWDATA, Step, steps_in, steps_of
+from samnn.environment import dataset_there
 from samnn.errors import SamnnError
 
 

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from samnn.atomic import whole_file
-from samnn.environment import our_trainers
+from samnn.environment import dataset_there, our_trainers
 from samnn.errors import SamnnError
 from samnn.planning.costs import FITTED_ON
 from samnn.planning.measure import real_step
@@ -207,15 +206,4 @@ def preprocessed_folder(dataset: str | int) -> Path:
     for folder in (nnUNet_raw, nnUNet_preprocessed):
         if not folder:
             raise SamnnError(f'{folder.env_var_name} is not set: eval "$(samnn env ROOT)"')
-    number = str(dataset).removeprefix("Dataset").partition("_")[0]
-    places = [Path(folder.require()) for folder in (nnUNet_raw, nnUNet_preprocessed)]
-    if not number.isdigit():
-        raise SamnnError(
-            f"{dataset!r}: is neither the number of a dataset nor a name such as Dataset055_SegTHOR."
-        )
-    if not any(path.is_dir() for place in places for path in place.glob(f"Dataset{int(number):03d}_*")):
-        raise SamnnError(f"dataset {dataset}: there is none in {' or '.join(map(str, places))}.")
-    try:
-        return Path(nnUNet_preprocessed.require(), maybe_convert_to_dataset_name(dataset))
-    except (RuntimeError, ValueError) as error:
-        raise SamnnError(str(error).splitlines()[0]) from error
+    return Path(nnUNet_preprocessed.require(), dataset_there(str(dataset)))

@@ -20,13 +20,14 @@ from toy import DATASET, GRID
 from samnn.atomic import only_writer
 from samnn.crossval.commands import spread
 from samnn.crossval.engine import run
-from samnn.crossval.experiment import Experiment, Method, dataset_there
+from samnn.crossval.experiment import Experiment, Method
 from samnn.crossval.folds import remove_half_written
 from samnn.crossval.job import MOST_FRUITLESS, _gpus, _recorded
 from samnn.crossval.lowdata import smaller_splits
 from samnn.crossval.provenance import record_data
 from samnn.crossval.start import start
 from samnn.crossval.steps import Step, steps_of
+from samnn.environment import dataset_there
 from samnn.errors import Problems, SamnnError
 from samnn.io import Volume, write_volume
 
