@@ -1,7 +1,8 @@
 """How fast `samnn convert pairs` is: beside SimpleITK reading and writing each volume, and beside copying the bytes.
 
-Written are SegTHOR-sized images and masks, read once before, so that all ways find them in memory; the ways take
-turns. `command` is all that a user waits for, start-up too.
+Written are SegTHOR-sized images and masks, read once before, so that all ways find them in memory (`--cold`: on the
+disk, as a first conversion does); the ways take turns. `command` is all that a user waits for, start-up too. How well voxels pack decides how long packing takes:
+`--ct FILE` fills the images with pieces of a real CT, in place of made-up ones.
 """
 
 from __future__ import annotations
@@ -47,13 +48,18 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--ct", type=Path, help="a real CT; images are made of pieces of it")
+    parser.add_argument(
+        "--cold", action="store_true", help="nothing of the sources is in memory at the start"
+    )
     parser.add_argument("--data", type=Path, help="where the made-up volumes are kept for the next time")
     parser.add_argument("--only-make", action="store_true", help="make the volumes and stop")
     asked = parser.parse_args()
-    print(f"{asked.cases} cases of {SHAPE} int16 and their masks, {os.cpu_count()} cores")
+    images = f"pieces of {asked.ct.name}" if asked.ct else "made up"
+    print(f"{asked.cases} cases of {SHAPE} int16, {images}, and their masks, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory(dir=asked.data and asked.data.parent) as folder:
         data, scratch = asked.data or Path(folder) / "data", Path(folder)
-        make(data, asked.cases, asked.kinds)
+        make(data, asked.cases, asked.kinds, asked.ct)
         for kind in [] if asked.only_make else asked.kinds:
             ways: dict[str, Way] = {"SimpleITK": by_simpleitk}
             if kind == "fits":
@@ -62,7 +68,7 @@ def main() -> None:
             if kind == "fits":
                 ways |= {"samnn --link, in process": linking(by_function)}
                 ways |= {"samnn --link, command": linking(by_command)}
-            compare(kind, data / kind, scratch, ways, asked.repeats)
+            compare(kind, data / kind, scratch, ways, asked.repeats, cold=asked.cold)
 
 
 def by_simpleitk(source: Path, target: Path) -> None:
@@ -101,14 +107,17 @@ def linking(way: Callable[..., None]) -> Way:
     return lambda source, target: way(source, target, link=True)
 
 
-def compare(title: str, source: Path, scratch: Path, ways: dict[str, Way], repeats: int) -> None:
+def compare(
+    title: str, source: Path, scratch: Path, ways: dict[str, Way], repeats: int, *, cold: bool
+) -> None:
     """Run the ways in turn, `repeats` times, and print median, spread and how often each fits into the first."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for path in filter(Path.is_file, source.rglob("*")):
-        path.read_bytes()
+    warm(source)
     for _ in range(repeats):
         for name, way in ways.items():
             os.sync()  # nobody waits for what another has written
+            if cold:
+                cool(source)
             start = time.perf_counter()
             way(source, scratch / "out")
             seconds[name].append(time.perf_counter() - start)
@@ -121,10 +130,21 @@ def compare(title: str, source: Path, scratch: Path, ways: dict[str, Way], repea
         print(f"  {name:26} {median:6.2f} s ({spread})   {baseline / median:5.2f}", flush=True)
 
 
-def make(data: Path, n_cases: int, kinds: list[str]) -> None:
+def warm(source: Path) -> None:
+    for path in filter(Path.is_file, source.rglob("*")):
+        path.read_bytes()
+
+
+def cool(source: Path) -> None:
+    for path in filter(Path.is_file, source.rglob("*")):
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def make(data: Path, n_cases: int, kinds: list[str], real: Path | None) -> None:
     """Write what is not there yet. Two cases are made; the others are hard links to them."""
     for number in range(n_cases):
-        for folder, make_voxels in (("images", ct), ("masks", organs)):
+        for folder, make_voxels in (("images", pieces_of(real) if real else ct), ("masks", organs)):
             first = data / "fits" / folder / f"case_{number}{FITS}"
             for kind in dict.fromkeys(["fits", *kinds]):
                 ending, packed = KINDS[kind] if (kind, folder) != ("dicom", "masks") else KINDS["fits"]
@@ -155,6 +175,26 @@ def ct(seed: int) -> np.ndarray:
     tissue += noise * (15 / noise.std())
     tissue[(x - 256) ** 2 + (y - 256) ** 2 > 250**2] = -1000
     return np.asfortranarray(tissue.astype(np.int16))
+
+
+def pieces_of(path: Path) -> Callable[[int], np.ndarray]:
+    """Put copies of a CT side by side, each with its slices in another order and turned at random: none is near
+    enough to its like for packing to notice."""
+    real = read_volume(path).voxels
+
+    def make_voxels(seed: int) -> np.ndarray:
+        chance = np.random.default_rng(seed)
+        voxels = np.full(SHAPE, -1024, np.int16, order="F")
+        for x, y in np.ndindex(
+            *(-(-size // piece) for size, piece in zip(SHAPE[:2], real.shape[:2], strict=True))
+        ):
+            place = voxels[x * real.shape[0] :, y * real.shape[1] :][: real.shape[0], : real.shape[1]]
+            slices = (np.arange(SHAPE[2]) + chance.integers(real.shape[2])) % real.shape[2]
+            piece = real[:: chance.choice([-1, 1]), :: chance.choice([-1, 1])][:, :, slices]
+            place[...] = piece[: place.shape[0], : place.shape[1]]
+        return voxels
+
+    return make_voxels
 
 
 def organs(seed: int) -> np.ndarray:

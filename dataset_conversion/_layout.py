@@ -86,14 +86,16 @@ def new_dataset(
 ) -> Iterator[RawDataset]:
     """Yield a dataset to fill; it appears at `target` when the block ends without error, whole or not at all.
 
-    With `resume`, the dataset yielded holds what an earlier block has put into it before an error or a kill.
+    With `resume`, the dataset yielded holds what an earlier block has put into it before an error or a kill. After a
+    power cut its last half minute may be missing, as with copied files; the source is still there, and a dataset that
+    is replaced is gone only when the disk holds the new one.
 
     Raises:
         SamnnError: another process is writing a dataset of this number, or as `dataset_folder`.
     """
     with only_writer(target.with_name(_number(target))):
         _refuse_taken_id(target)
-        with whole_folder(target, overwrite=overwrite, resume=resume) as folder:
+        with whole_folder(target, overwrite=overwrite, resume=resume, flush=False) as folder:
             yield RawDataset(folder, file_ending)
 
 

@@ -32,6 +32,8 @@ from ._label_names import LabelNames
 from ._layout import RawDataset
 from ._pair_files import Pair
 
+_COPIED_AT_ONCE = 1 << 18  # bytes
+
 
 @dataclass(frozen=True)
 class Options:
@@ -328,6 +330,6 @@ def _take(source: Path, target: Path, *, link: bool) -> str:
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
                 raise SamnnError(f"{target}: cannot be linked to {source} ({error.strerror}).") from error
-    with whole_file(target) as part:
-        shutil.copyfile(source, part)
+    with whole_file(target) as part, open(source, "rb") as old, open(part, "r+b") as new:
+        shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
     return "copied"

@@ -30,7 +30,8 @@ def whole_file(target: Path) -> Iterator[Path]:
 
     The temporary name keeps the ending of `target` (writers choose the format by it). The file there exists and is
     locked: write into it, do not replace it. An error, a full disk or a kill leaves `target` as it was; what a killed
-    process left behind is removed by the next one that writes `target`.
+    process left behind is removed by the next one that writes `target`. The disk holds it before the rename, except in
+    an unfinished folder, which sees to that itself.
 
     Raises:
         SamnnError: the folder cannot be written to or the disk is full.
@@ -41,7 +42,8 @@ def whole_file(target: Path) -> Iterator[Path]:
         with _new_part(target) as part:
             try:
                 yield part
-                _flush(part)
+                if not any(folder.name.startswith(PART_PREFIX) for folder in target.parents):
+                    _flush(part)
                 os.replace(part, target)
             finally:
                 with suppress(OSError):
@@ -51,12 +53,16 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(target: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[Path]:
+def whole_folder(
+    target: Path, *, overwrite: bool = False, resume: bool = False, flush: bool = True
+) -> Iterator[Path]:
     """Yield an empty folder beside `target` to fill; rename it onto `target` when the block ends without error.
 
     An existing `target` is replaced only with `overwrite`, and only once the new folder is whole. What a killed
     process left behind is cleared first; if it died while replacing, the old folder is put back. With `resume`, what
-    a block has put into the new folder before an error or a kill is there again the next time.
+    a block has put into the new folder before an error or a kill is there again the next time. The disk holds all files
+    before the rename; without `flush` only where a folder is replaced, else the system writes them when it likes, as
+    it does after `cp`.
 
     Raises:
         SamnnError: `target` exists and `overwrite` is not set or it is no folder, another process is writing it,
@@ -77,7 +83,7 @@ def whole_folder(target: Path, *, overwrite: bool = False, resume: bool = False)
             _refuse_existing(target, overwrite)
             part.mkdir(exist_ok=resume)
             yield part
-            for file in part.rglob("*"):
+            for file in part.rglob("*") if flush or target.exists() else ():
                 if file.is_file():
                     _flush(file)
             _refuse_other_than_folder(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,6 +218,7 @@ _NUMPY_TYPES = {
 
 _NOT_NOTICED = "ITK does not notice when a file of this format is cut short"
 _NO_SIDES = "is Analyze or a NIfTI pair, in which left and right are not sure"
+_LONGEST_METAIMAGE_HEADER = 1 << 16  # bytes
 UNSAFE_ENDINGS = {".vtk": _NOT_NOTICED, ".gipl": _NOT_NOTICED, ".hdr": _NO_SIDES, ".img": _NO_SIDES}
 
 
@@ -241,6 +243,19 @@ def _refuse_misleading(path: Path) -> None:
         raise SamnnError(
             f"{path}: {UNSAFE_ENDINGS[path.suffix]}. Convert it to .nii.gz or .nrrd and look at it."
         )
+    if path.suffix.lower() in (".mha", ".mhd"):
+        _refuse_many_dimensions(path)
+
+
+def _refuse_many_dimensions(path: Path) -> None:
+    """Refuse a MetaImage of more than 4 dimensions: ITK believes any number, and writes beyond its arrays."""
+    with open(path, "rb") as file:
+        for found in re.findall(rb"NDims[\s=:]*(\S*)", file.read(_LONGEST_METAIMAGE_HEADER)):
+            if not re.fullmatch(rb"[1-4]", found):
+                said = found[:20].decode("latin-1")
+                raise SamnnError(
+                    f"{path}: says that it has {said!r} dimensions (NDims). Its header is damaged."
+                )
 
 
 def _refuse_other_bytes(path: Path) -> None:

@@ -6,11 +6,12 @@ import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from isal import igzip, igzip_threaded, isal_zlib
+from isal import igzip, isal_zlib
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Pair
@@ -21,6 +22,7 @@ from samnn.errors import SamnnError
 from samnn.geometry import Grid
 
 _BLOCK_BYTES = 1 << 20
+_GZIP = 31  # zlib's window bits of 15, and 16 for gzip
 _MOST_INFLATION = 1100  # deflate makes at most 1032 bytes out of one
 MOST_SHEAR = 5e-4  # cosine of two axes: 0.03 degrees, 0.15 mm over 300 mm
 
@@ -186,12 +188,13 @@ def first_bytes(path: Path, header: nibabel.Nifti1Header, dtype: np.dtype) -> by
 
 
 def write_blocks(part: Path, start: bytes, blocks: Iterable[bytes | np.ndarray]) -> None:
-    """Write one after the other; compression is what costs the time, so igzip's, in a thread of its own."""
-    is_gzip = part.name.endswith(".gz")
-    with igzip_threaded.open(part, "wb", compresslevel=1) if is_gzip else open(part, "wb") as file:
-        file.write(start)
-        for block in blocks:
-            file.write(block)
+    """Write one after the other into an empty file, packed where its name says so; packing is what costs the time."""
+    packer = isal_zlib.compressobj(1, wbits=_GZIP) if part.name.endswith(".gz") else None
+    with open(part, "r+b") as file:  # ext4 sends a file that was truncated to the disk when it is closed
+        for block in chain([start], blocks):
+            file.write(packer.compress(block) if packer else block)
+        if packer:
+            file.write(packer.flush())
 
 
 def _is_bare_nifti(path: Path) -> bool:

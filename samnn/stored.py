@@ -121,7 +121,7 @@ def splice(stored: Stored, start: bytes, target: Path) -> bool:
         source.seek(stored.offset)
         _skip_gzip_header(source) if is_gzip else source.seek(2, os.SEEK_CUR)
         left -= source.tell()
-        with open(target, "wb") as file:
+        with open(target, "r+b") as file:
             file.write(b"\x1f\x8b\x08" + bytes(6) + b"\xff")  # no name, no time, unknown system
             file.write(struct.pack("<BHH", 0, len(start), len(start) ^ 0xFFFF) + start)
             while left and (block := source.read(min(_BLOCK_BYTES, left))):

@@ -51,6 +51,37 @@ def test_a_file_appears_when_its_block_ends(tmp_path):
     assert names(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_text() == "new"
 
 
+def test_what_replaces_is_on_the_disk_first_and_a_file_in_an_unfinished_folder_waits_for_it(
+    tmp_path, monkeypatch
+):
+    flushed = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: (flushed.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file))
+    )
+
+    def on_the_disk():
+        names = [Path(path).name.split("-")[-1] for path in flushed]
+        flushed.clear()
+        return names
+
+    write_json(tmp_path / "a.json", {})
+    assert on_the_disk() == ["a.json"]
+    for options, expected in [
+        ({"flush": False}, []),
+        ({"flush": False, "overwrite": True}, ["a.json", "b"]),
+        ({"overwrite": True}, ["a.json", "b"]),
+    ]:
+        with whole_folder(tmp_path / "folder", **options) as folder:
+            write_json(folder / "a.json", {})
+            (folder / "b").write_text("b")
+            assert on_the_disk() == []
+        assert sorted(on_the_disk()) == expected
+    with whole_folder(tmp_path / "other") as folder:
+        (folder / "b").write_text("b")
+    assert on_the_disk() == ["b"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_the_old_file_and_no_part(tmp_path, error):
     (tmp_path / "a").write_text("old")

@@ -221,6 +221,15 @@ def test_an_uncompressed_file_named_gz_is_called_that(ct):
             read(ct)
 
 
+@pytest.mark.parametrize("n_dimensions", ["4294967296", "11", "0", "-3", "nan"])
+def test_a_metaimage_of_many_dimensions_is_refused_before_itk_crashes(ct, n_dimensions):
+    path = ct.with_name("ct.mha")
+    write_volume(path, read_volume(ct))
+    path.write_bytes(path.read_bytes().replace(b"NDims = 3", b"NDims = " + n_dimensions.encode(), 1))
+    with pytest.raises(SamnnError, match=rf"ct\.mha: says that it has '{n_dimensions}' dimensions"):
+        read_volume(path)
+
+
 def test_a_name_that_is_not_utf8_is_refused_before_simpleitk_aborts(ct):
     odd = Path(os.fsdecode(bytes(ct.parent) + b"/Pat\xff.nii.gz"))
     ct.rename(odd)
