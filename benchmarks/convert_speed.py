@@ -1,7 +1,7 @@
 """How fast `samnn convert pairs` is: beside SimpleITK reading and writing each volume, and beside copying the bytes.
 
-Written are SegTHOR-sized images and masks, read once before, so that all ways find them in memory (`--cold`: on the
-disk, as a first conversion does); the ways take turns. `command` is all that a user waits for, start-up too. How well voxels pack decides how long packing takes:
+Written are SegTHOR-sized images and masks, read once before, so that all ways find them in memory; the ways take
+turns. `command` is all that a user waits for, start-up too. How well voxels pack decides how long packing takes:
 `--ct FILE` fills the images with pieces of a real CT, in place of made-up ones.
 """
 
@@ -49,9 +49,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--ct", type=Path, help="a real CT; images are made of pieces of it")
-    parser.add_argument(
-        "--cold", action="store_true", help="nothing of the sources is in memory at the start"
-    )
     parser.add_argument("--data", type=Path, help="where the made-up volumes are kept for the next time")
     parser.add_argument("--only-make", action="store_true", help="make the volumes and stop")
     asked = parser.parse_args()
@@ -68,7 +65,7 @@ def main() -> None:
             if kind == "fits":
                 ways |= {"samnn --link, in process": linking(by_function)}
                 ways |= {"samnn --link, command": linking(by_command)}
-            compare(kind, data / kind, scratch, ways, asked.repeats, cold=asked.cold)
+            compare(kind, data / kind, scratch, ways, asked.repeats)
 
 
 def by_simpleitk(source: Path, target: Path) -> None:
@@ -107,17 +104,14 @@ def linking(way: Callable[..., None]) -> Way:
     return lambda source, target: way(source, target, link=True)
 
 
-def compare(
-    title: str, source: Path, scratch: Path, ways: dict[str, Way], repeats: int, *, cold: bool
-) -> None:
+def compare(title: str, source: Path, scratch: Path, ways: dict[str, Way], repeats: int) -> None:
     """Run the ways in turn, `repeats` times, and print median, spread and how often each fits into the first."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    warm(source)
+    for path in filter(Path.is_file, source.rglob("*")):
+        path.read_bytes()
     for _ in range(repeats):
         for name, way in ways.items():
             os.sync()  # nobody waits for what another has written
-            if cold:
-                cool(source)
             start = time.perf_counter()
             way(source, scratch / "out")
             seconds[name].append(time.perf_counter() - start)
@@ -128,17 +122,6 @@ def compare(
         median = statistics.median(taken)
         spread = f"{min(taken):.2f} to {max(taken):.2f}"
         print(f"  {name:26} {median:6.2f} s ({spread})   {baseline / median:5.2f}", flush=True)
-
-
-def warm(source: Path) -> None:
-    for path in filter(Path.is_file, source.rglob("*")):
-        path.read_bytes()
-
-
-def cool(source: Path) -> None:
-    for path in filter(Path.is_file, source.rglob("*")):
-        with open(path, "rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def make(data: Path, n_cases: int, kinds: list[str], real: Path | None) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import math
+import os
+import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
+from isal import isal_zlib
 
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume
 
 _TYPES = "biuf"
+_NPY = ".npy"
+_MOST_INFLATION = 1100  # deflate makes at most 1032 bytes out of one
 
 
 def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -25,17 +33,10 @@ def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     try:
         with zipfile.ZipFile(path) as archive:
             for member in archive.namelist():
-                if not member.endswith(".npy"):
-                    continue
-                with archive.open(member) as file:
-                    major, _ = np.lib.format.read_magic(file)
-                    read = (
-                        np.lib.format.read_array_header_1_0
-                        if major == 1
-                        else np.lib.format.read_array_header_2_0
-                    )
-                    shape, _, dtype = read(file)
-                    headers[member.removesuffix(".npy")] = (shape, dtype)
+                if member.endswith(_NPY):
+                    with archive.open(member) as file:
+                        shape, _, dtype = _read_header(file)
+                    headers[member.removesuffix(_NPY)] = (shape, dtype)
     except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
         raise _unreadable(path, error) from error
     return headers
@@ -48,13 +49,49 @@ def read_npz(path: Path, key: str) -> np.ndarray:
         SamnnError: there is none, it is damaged, pickled, not finite, or not of real numbers.
     """
     try:
-        with np.load(path, allow_pickle=False) as content:
-            array = content.get(key)
+        with zipfile.ZipFile(path) as archive:
+            is_there = key + _NPY in archive.namelist()
+            content = _unpack(path, archive, key + _NPY) if is_there else b""
+        array = _array(content) if is_there else None
     except MemoryError:  # said by whoever runs the case
         raise
     except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
         raise _unreadable(path, error) from error
     return _checked(path, key, array)
+
+
+def _unpack(path: Path, archive: zipfile.ZipFile, member: str) -> bytes:
+    """The bytes of a member, checked; what is deflated igzip unpacks, several times as fast as zipfile."""
+    info = archive.getinfo(member)
+    with archive.open(info):  # refuses one that is encrypted, or called otherwise in its own header
+        pass
+    if info.compress_type != zipfile.ZIP_DEFLATED or info.file_size > _MOST_INFLATION * info.compress_size:
+        return archive.read(info)
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + 26)
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # past its name and further fields
+        content = isal_zlib.decompress(file.read(info.compress_size), wbits=-15, bufsize=info.file_size)
+    if len(content) != info.file_size or isal_zlib.crc32(content) != info.CRC:
+        raise zipfile.BadZipFile(f"wrong length or checksum of {member}")
+    return content
+
+
+def _array(content: bytes) -> np.ndarray:
+    file = io.BytesIO(content)
+    shape, is_fortran, dtype = _read_header(file)
+    if dtype.hasobject:
+        raise ValueError("pickled objects, which could run code")
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    flat = np.frombuffer(content, dtype, math.prod(shape), file.tell())
+    return flat.reshape(shape, order="F" if is_fortran else "C")
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran's order, and type of the array in a .npy file."""
+    major, _ = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    return read(file)
 
 
 def read_h5(path: Path, key: str) -> np.ndarray:

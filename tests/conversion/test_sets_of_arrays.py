@@ -243,6 +243,27 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(24.0).reshape(2, 3, 4),
+        np.asfortranarray(np.arange(24, dtype=">i2").reshape(2, 3, 4)),
+        np.array(7),
+        np.zeros((3, 0)),
+        np.zeros((9, 0), np.uint8).T,
+    ],
+)
+def test_arrays_are_read_as_numpy_reads_them(tmp_path, save, array):
+    save(tmp_path / "a.npz", other=np.ones(5), imgs=array)
+    if array.size == 0:
+        with pytest.raises(SamnnError, match="has shape"):
+            read_npz(tmp_path / "a.npz", "imgs")
+        return
+    read = read_npz(tmp_path / "a.npz", "imgs")
+    assert read.dtype == array.dtype and read.shape == array.shape and (read == array).all()
+
+
 @pytest.mark.parametrize("name", ["a.png", "p.png", "a.jpg", "a.bmp", "a.tif", "a.npz", "a.h5"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_file_is_read_or_refused_by_name_and_nothing_else(tmp_path, name):
