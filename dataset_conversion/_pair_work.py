@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from ._label_names import LabelNames
 from ._layout import RawDataset
 from ._pair_files import Pair
 
-_COPIED_AT_ONCE = 1 << 18  # bytes
+_COPIED_AT_ONCE = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -331,5 +332,8 @@ def _take(source: Path, target: Path, *, link: bool) -> str:
             if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
                 raise SamnnError(f"{target}: cannot be linked to {source} ({error.strerror}).") from error
     with whole_file(target) as part, open(source, "rb") as old, open(part, "r+b") as new:
-        shutil.copyfileobj(old, new, _COPIED_AT_ONCE)
+        with suppress(OSError, AttributeError):  # not every system and file system has it
+            while os.copy_file_range(old.fileno(), new.fileno(), _COPIED_AT_ONCE):
+                pass
+        shutil.copyfileobj(old, new)  # what is left
     return "copied"
