@@ -13,7 +13,7 @@ from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume, read_slice
 
-from ._dicom_files import NOT_PARALLEL, Slice, Unusable, scan, transfer_syntax
+from ._dicom_files import NOT_PARALLEL, Slice, Unusable, read_plain, scan, transfer_syntax
 
 MOST_OFF_MM = 0.05  # how far a slice may lie from where an even, upright stack has it
 
@@ -116,6 +116,9 @@ def read_series(series: Series) -> Volume:
     """
     arrays = []
     for found in series.slices:
+        if found.plain is not None:
+            arrays.append(_small(read_plain(found.path, found.shape, found.plain)))
+            continue
         try:
             voxels = read_slice(found.path)
         except SamnnError as error:

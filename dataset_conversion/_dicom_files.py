@@ -30,9 +30,23 @@ TAGS = [
     "PhotometricInterpretation",
     "NumberOfFrames",
     "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleIntercept",
     "RescaleSlope",
     "ModalityLUTSequence",
 ]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Where the pixels of a slice lie that need no decoder: 16 bits each, row by row, of which some may be unused."""
+
+    offset: int  # bytes
+    dtype: np.dtype
+    unused_bits: int
+    intercept: int
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Slice:
     orientation: tuple[float, ...]  # direction of a row (growing column), then of a column (growing row)
     spacing_mm: tuple[float, float]  # between columns, between rows
     shape: tuple[int, int]  # columns, rows
+    plain: Plain | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ def scan(folder: Path) -> Scan:
     found = Scan()
     for path in _files(folder):
         try:
-            header = _read_header(path)
+            header, pixels_at = _read_header(path)
             if header is None:
                 found.others["files that are not DICOM images"] += 1
             elif not _has_image(header):
@@ -85,7 +100,7 @@ def scan(folder: Path) -> Scan:
             elif why := _why_unusable(header):
                 found.unusable.append(Unusable(path, *_series(header), _n_frames(header), why))
             else:
-                found.slices.append(_slice(path, header))
+                found.slices.append(_slice(path, header, _plain(header, pixels_at)))
         except SamnnError:
             raise
         except Exception as error:  # damaged files make pydicom raise errors of any kind
@@ -100,8 +115,25 @@ def transfer_syntax(path: Path) -> str:
     return meta.TransferSyntaxUID.name if "TransferSyntaxUID" in meta else "unknown"
 
 
-def _read_header(path: Path) -> pydicom.Dataset | None:
-    """None: it is no DICOM file, or not one of a patient, such as a DICOMDIR. Old files lack the words at their start.
+def read_plain(path: Path, shape: tuple[int, int], plain: Plain) -> np.ndarray:
+    """The voxels of a slice, (columns, rows), intercept applied.
+
+    Raises:
+        SamnnError: the file is shorter than it was.
+    """
+    values = np.fromfile(path, plain.dtype, shape[0] * shape[1], offset=plain.offset)
+    if len(values) < shape[0] * shape[1]:
+        raise SamnnError(f"{path}: is cut short in its pixels. Copy or export it again.")
+    values = (
+        values << plain.unused_bits
+    ) >> plain.unused_bits  # there may be anything in them, an overlay for one
+    return (values.astype(np.int32) + plain.intercept).reshape(shape[::-1]).T
+
+
+def _read_header(path: Path) -> tuple[pydicom.Dataset | None, int | None]:
+    """The header, and the byte at which its pixels start, as far as that is known.
+
+    None: it is no DICOM file, or not one of a patient, such as a DICOMDIR. Old files lack the words at their start.
 
     Raises:
         SamnnError: it says that it is an image, and ends too early.
@@ -114,25 +146,54 @@ def _read_header(path: Path) -> pydicom.Dataset | None:
         except pydicom.errors.InvalidDicomError as error:
             if path.suffix.lower() in (".dcm", ".ima"):
                 raise SamnnError(f"{path}: is no DICOM file, though named so. Copy it again.") from error
-            return None
+            return None, None
+        pixels_at = None
         kind = header.get("SOPClassUID", header.file_meta.get("MediaStorageSOPClassUID", ""))
         if pydicom.uid.UID(kind).name.endswith("Image Storage"):
-            _refuse_short(path, header, file)
-    return header if "SOPClassUID" in header or "Modality" in header else None
+            pixels_at = _refuse_short(path, header, file)
+    return (header if "SOPClassUID" in header or "Modality" in header else None), pixels_at
 
 
-def _refuse_short(path: Path, header: pydicom.Dataset, file: BinaryIO) -> None:
-    """Refuse an image without pixels or with too few of them, which GDCM would fill up; `file` is before its pixels."""
+def _refuse_short(path: Path, header: pydicom.Dataset, file: BinaryIO) -> int | None:
+    """Refuse an image without pixels or with too few of them, which GDCM would fill up; → where they start.
+
+    `file` is before its pixels. None: they are packed.
+    """
     syntax = header.file_meta.get("TransferSyntaxUID", pydicom.uid.ImplicitVRLittleEndian)
     if "Rows" in header and not syntax.is_compressed and not syntax.is_deflated:
         is_implicit, is_little = header.original_encoding
+        at = file.tell()
         start = file.read(12)  # tag, then the length; a type of two letters and two spare bytes between them
         length = start[4:8] if is_implicit else start[8:] if start[4:6] in (b"OW", b"OB") else start[6:8]
         expected = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated) // 8  # of one slice
         if not length or int.from_bytes(length, "little" if is_little else "big") < expected:
             raise SamnnError(f"{path}: has fewer pixels than its header says. Copy or export it again.")
-    elif "Rows" not in header:
+        return at + (12 if start[4:6] in (b"OW", b"OB") and not is_implicit else 8)
+    if "Rows" not in header:
         raise SamnnError(f"{path}: is cut short before its pixels. Copy or export it again.")
+    return None
+
+
+def _plain(header: pydicom.Dataset, pixels_at: int | None) -> Plain | None:
+    """The pixels of a CT as nearly all are stored; None: ITK must read them, which takes several times as long."""
+    intercept, slope = (
+        float(header.get(f"Rescale{what}") or n) for what, n in (("Intercept", 0), ("Slope", 1))
+    )
+    bits = int(header.get("BitsStored") or 0)
+    if (
+        pixels_at is None
+        or header.get("SOPClassUID") != pydicom.uid.CTImageStorage
+        or header.original_encoding[1] is not True
+        or header.get("BitsAllocated") != 16
+        or not 1 <= bits <= 16
+        or header.get("HighBit") != bits - 1
+        or header.get("PixelRepresentation") not in (0, 1)
+        or slope != 1
+        or not (intercept.is_integer() and abs(intercept) < 2**24)
+    ):
+        return None
+    dtype = np.dtype("<i2" if header.PixelRepresentation else "<u2")
+    return Plain(pixels_at, dtype, 16 - bits, int(intercept))
 
 
 def _has_image(header: pydicom.Dataset) -> bool:
@@ -172,7 +233,7 @@ def _series(header: pydicom.Dataset) -> tuple[str, str]:
     return str(header.get("SeriesInstanceUID", "")), str(header.get("SeriesDescription") or "")
 
 
-def _slice(path: Path, header: pydicom.Dataset) -> Slice:
+def _slice(path: Path, header: pydicom.Dataset, plain: Plain | None) -> Slice:
     row_mm, column_mm = (float(value) for value in header.PixelSpacing)
     found = Slice(
         path,
@@ -181,6 +242,7 @@ def _slice(path: Path, header: pydicom.Dataset) -> Slice:
         tuple(float(value) for value in header.ImageOrientationPatient),
         (column_mm, row_mm),
         (int(header.Columns), int(header.Rows)),
+        plain,
     )
     numbers = [*found.position_mm, *found.orientation, *found.spacing_mm]
     right = len(found.position_mm) == 3 and len(found.orientation) == 6 and np.isfinite(numbers).all()

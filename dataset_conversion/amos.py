@@ -45,7 +45,8 @@ def convert(
     """Convert AMOS 2022, 15 abdominal organs; nnU-Net's `Dataset218` (task 1) or `Dataset219` (task 2) does the work.
 
     - **Source:** https://amos22.grand-challenge.org, data at https://zenodo.org/records/7262581
-    - **Licence:** CC BY 4.0
+    - **Licence:** named on the Zenodo record. The paper's page on OpenReview says CC BY-NC, non-commercial use only: where
+      they differ, keep to the stricter
     - **Citation:** Ji and others: AMOS: A Large-Scale Abdominal Multi-Organ Benchmark for Versatile Medical Image
       Segmentation. NeurIPS 2022, arXiv:2206.08023
     - **Layout:** `SOURCE/dataset.json` and `SOURCE/{imagesTr,labelsTr,imagesVa,labelsVa,imagesTs}/amos_0001.nii.gz`, the

@@ -16,7 +16,7 @@ from small_thorax import files
 from test_pairs import assert_same
 
 from samnn.dataset_conversion._dicom import find_series, read_series
-from samnn.dataset_conversion._dicom_files import scan
+from samnn.dataset_conversion._dicom_files import read_plain, scan
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume, read_slice
@@ -174,7 +174,7 @@ def test_packed_pixels_are_the_same_voxels(tmp_path, syntax):
 
 def test_real_files_of_many_scanners_hold_what_pydicom_finds_in_them_or_are_refused(tmp_path):
     """The files that pydicom is tested with: odd, old, packed, damaged."""
-    seen = {"equal": 0, "refused": 0, "ignored": 0, "unusable": 0}
+    seen = {"equal": 0, "plain": 0, "refused": 0, "ignored": 0, "unusable": 0}
     for number, path in enumerate(sorted((Path(pydicom.__file__).parent / "data/test_files").rglob("*"))):
         if not path.is_file():
             continue
@@ -196,8 +196,56 @@ def test_real_files_of_many_scanners_hold_what_pydicom_finds_in_them_or_are_refu
         header = pydicom.dcmread(path)
         scale, offset = float(header.get("RescaleSlope", 1)), float(header.get("RescaleIntercept", 0))
         np.testing.assert_array_equal(voxels, header.pixel_array.T * scale + offset, err_msg=str(path))
+        if plain := found.slices[0].plain:
+            read = read_plain(copied, found.slices[0].shape, plain)
+            np.testing.assert_array_equal(voxels, read, err_msg=str(path))
+            seen["plain"] += 1
         seen["equal"] += 1
     assert min(seen.values()) > 0 and seen["equal"] >= 30
+
+
+@pytest.mark.parametrize("intercept", [None, 0, -1024, 1000])
+@pytest.mark.parametrize("signed", [0, 1])
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("syntax", ["ExplicitVRLittleEndian", "ImplicitVRLittleEndian"])
+def test_plain_pixels_are_those_that_itk_reads(tmp_path, intercept, signed, bits, syntax):
+    save_series(tmp_path / "a", image())
+    path = next((tmp_path / "a").iterdir())
+    header = pydicom.dcmread(path)
+    chance = np.random.default_rng(bits)
+    pixels = chance.integers(0, 2**16, (header.Rows, header.Columns)).astype(np.uint16)  # unused bits, too
+    pixels[0, :2] = 0, 2**bits - 1
+    header.PixelData, header.PixelRepresentation = pixels.tobytes(), signed
+    header.BitsStored, header.HighBit = bits, bits - 1
+    for name, value in (
+        ("RescaleIntercept", intercept),
+        ("RescaleSlope", intercept if intercept is None else 1),
+    ):
+        if value is None:
+            header.pop(name, None)
+        else:
+            setattr(header, name, value)
+    header.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+    header.save_as(path, implicit_vr=syntax.startswith("Implicit"), little_endian=True)
+    slices = {found.path: found for found in scan(tmp_path / "a").slices}
+    assert slices[path].plain is not None
+    np.testing.assert_array_equal(read_plain(path, slices[path].shape, slices[path].plain), read_slice(path))
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"RescaleSlope": 2},
+        {"RescaleIntercept": -0.5},
+        {"BitsStored": 12, "HighBit": 15},
+        {"SOPClassUID": pydicom.uid.MRImageStorage},
+    ],
+)
+def test_other_pixels_are_left_to_itk(tmp_path, tags):
+    save_series(tmp_path / "a", image())
+    path = next((tmp_path / "a").iterdir())
+    edit(path, **tags)
+    assert next(found for found in scan(tmp_path / "a").slices if found.path == path).plain is None
 
 
 def test_pixels_packed_as_gdcm_cannot_read_name_how_and_a_cure(tmp_path):
