@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from samnn.doctor import OK, PROBLEM, WARNING, Finding
+from samnn.environment import dataset_there
 from samnn.errors import SamnnError
 from samnn.weights import is_name, verified
 
@@ -57,15 +58,10 @@ def examine_job(job: Job) -> Iterator[Finding]:
 
 
 def _dataset_folder(job: Job) -> Path:
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
     root = os.environ.get("nnUNet_preprocessed")
     if not root:
         raise SamnnError("nnUNet_preprocessed is not set")
-    try:
-        folder = Path(root) / maybe_convert_to_dataset_name(job.dataset)
-    except (RuntimeError, ValueError) as error:
-        raise SamnnError(str(error).splitlines()[0]) from error
+    folder = Path(root) / dataset_there(job.dataset)
     for needed in ("", "dataset.json"):
         if not (folder / needed).exists():
             raise SamnnError(f"{folder / needed} does not exist: the dataset is not preprocessed")

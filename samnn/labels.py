@@ -82,9 +82,7 @@ def read_dataset_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except FileNotFoundError as error:
-        raise SamnnError(
-            f"{path}: not found. It holds the class names; nnU-Net raw folders have one."
-        ) from error
+        raise SamnnError(f"{path}: not found. It holds the names of the classes.") from error
     except OSError as error:
         raise SamnnError(f"{path}: cannot be read ({error.strerror}).") from error
     except (ValueError, RecursionError) as error:

@@ -79,8 +79,8 @@ def test_the_command_prints_it_after_the_installation_and_exits_with_1_where_som
 @pytest.mark.parametrize(
     ("changes", "subject", "said"),
     [
-        ({"dataset": "999"}, "dataset", "Could not find a dataset with the ID 999"),
-        ({"dataset": "Dataset777_None"}, "dataset", "does not exist: the dataset is not preprocessed"),
+        ({"dataset": "999"}, "dataset", "Dataset 999: there is none"),
+        ({"dataset": "Dataset777_None"}, "dataset", "Dataset777_None: there is none"),
         ({"dataset": "liver"}, "dataset", "liver"),
         ({"configuration": "2d_samed"}, "nnUNetPlans, 2d_samed", "it has 2d, 3d_fullres"),
         ({"plans": "samnnPlans"}, "samnnPlans, 2d", "does not exist, there are nnUNetPlans"),
