@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from samnn.io import read_labels
+from samnn.io import read_grid, read_labels
 
 
 @pytest.fixture
@@ -135,3 +135,41 @@ def test_a_small_random_encoder_runs_on_real_volumes(
         for label in (1, 2):
             assert dice[label] > 2 * constant_dice(Path(folders["nnUNet_raw"]) / dataset / "labelsTs", label)
     assert dice.dropna().between(0, 1).all()
+
+
+PLANNED = {
+    "2d_enet": "nnUNetTrainerENet_1epochs_10iters_seed1",
+    "2d_samed": "nnUNetTrainerSAMed_scratch_1epochs_1iters_seed1",
+    "2d_sam2unet": "nnUNetTrainerSAM2UNet_scratch_1epochs_1iters_seed1",
+}  # configuration → trainer; ViT-B and the large Hiera with random weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("configuration", PLANNED)
+@pytest.mark.parametrize("dataset", ["Dataset904_Hippocampus", "Dataset901_OpenKBPHN"])
+def test_a_planned_configuration_runs_on_real_volumes(
+    command: Callable, real: Callable, tmp_path: Path, dataset: str, configuration: str
+) -> None:
+    """Full sizes, as `samnn plan` writes them; nothing is learned, the predictions lie where their images lie."""
+    folders, number, trainer = (
+        real(dataset, n_training=5, n_test=1),
+        int(dataset[7:10]),
+        PLANNED[configuration],
+    )
+    method = configuration.removeprefix("2d_")
+    said = command(
+        "samnn", "plan", "-d", number, "--preprocess", "--only", method, **folders, nnUNet_n_proc_DA="1"
+    )
+    print(said.stdout)
+    command(
+        "nnUNetv2_train", number, configuration, 0, "-p", "samnnPlans", "-tr", trainer, "-device", "cpu", **folders,
+    )  # fmt: skip
+    images = tmp_path / "raw" / dataset / "imagesTs"
+    command(
+        "samnn", "predict", "-i", images, "-o", tmp_path / "predicted", "-d", number, "-c", configuration, "-f", 0,
+        "-p", "samnnPlans", "-tr", trainer, "-device", "cpu", "--disable_tta", **folders,
+    )  # fmt: skip
+    (image,) = images.iterdir()
+    predicted = tmp_path / "predicted" / image.name.replace("_0000", "")
+    assert not read_grid(predicted).differences(read_grid(image))
+    assert read_labels(predicted).voxels.max() <= (2 if "Hippocampus" in dataset else 7)
