@@ -82,7 +82,7 @@ def by_copying(source: Path, target: Path) -> None:
 
 
 def by_copying_for_good(source: Path, target: Path) -> None:
-    """Copy and wait until the disk has it, as the conversion does."""
+    """Copy and wait until the disk has it."""
     shutil.copytree(source, target)
     for path in target.rglob("*.gz"):
         with open(path, "rb") as copied:

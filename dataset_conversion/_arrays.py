@@ -65,7 +65,9 @@ def _unpack(path: Path, archive: zipfile.ZipFile, member: str) -> bytes:
     info = archive.getinfo(member)
     with archive.open(info):  # refuses one that is encrypted, or called otherwise in its own header
         pass
-    if info.compress_type != zipfile.ZIP_DEFLATED or info.file_size > _MOST_INFLATION * info.compress_size:
+    is_plausible = info.compress_size <= path.stat().st_size
+    is_plausible = is_plausible and info.file_size <= _MOST_INFLATION * info.compress_size
+    if info.compress_type != zipfile.ZIP_DEFLATED or not is_plausible:
         return archive.read(info)
     with open(path, "rb") as file:
         file.seek(info.header_offset + 26)
@@ -91,7 +93,10 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, whether it is in Fortran's order, and type of the array in a .npy file."""
     major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    return read(file)
+    header = read(file)
+    if min(header[0], default=0) < 0:
+        raise ValueError("the length of an axis is negative")
+    return header
 
 
 def read_h5(path: Path, key: str) -> np.ndarray:

@@ -15,6 +15,7 @@ import pydicom
 from samnn.errors import SamnnError
 
 NOT_PARALLEL = 1e-3  # difference of direction cosines within a series; files round them to six digits
+_PIXEL_DATA = b"\xe0\x7f\x10\x00"  # its tag in little endian
 NO_IMAGES = ("RTDOSE", "SEG")  # they have pixels, but not those of a scanner
 TAGS = [
     "SOPClassUID",
@@ -119,15 +120,20 @@ def read_plain(path: Path, shape: tuple[int, int], plain: Plain) -> np.ndarray:
     """The voxels of a slice, (columns, rows), intercept applied.
 
     Raises:
-        SamnnError: the file is shorter than it was.
+        SamnnError: the file is gone or shorter than it was.
     """
-    values = np.fromfile(path, plain.dtype, shape[0] * shape[1], offset=plain.offset)
+    try:
+        values = np.fromfile(path, plain.dtype, shape[0] * shape[1], offset=plain.offset)
+    except OSError as error:
+        raise SamnnError(f"{path}: cannot be read ({error.strerror}). Is it still there?") from error
     if len(values) < shape[0] * shape[1]:
         raise SamnnError(f"{path}: is cut short in its pixels. Copy or export it again.")
     values = (
         values << plain.unused_bits
     ) >> plain.unused_bits  # there may be anything in them, an overlay for one
-    return (values.astype(np.int32) + plain.intercept).reshape(shape[::-1]).T
+    if plain.intercept:
+        values = values.astype(np.int32) + plain.intercept
+    return values.reshape(shape[::-1]).T
 
 
 def _read_header(path: Path) -> tuple[pydicom.Dataset | None, int | None]:
@@ -168,7 +174,11 @@ def _refuse_short(path: Path, header: pydicom.Dataset, file: BinaryIO) -> int | 
         expected = int(header.Rows) * int(header.Columns) * int(header.BitsAllocated) // 8  # of one slice
         if not length or int.from_bytes(length, "little" if is_little else "big") < expected:
             raise SamnnError(f"{path}: has fewer pixels than its header says. Copy or export it again.")
-        return at + (12 if start[4:6] in (b"OW", b"OB") and not is_implicit else 8)
+        is_plain = start[:4] == _PIXEL_DATA and int.from_bytes(length, "little") in (
+            expected,
+            expected + expected % 2,
+        )
+        return at + (8 if is_implicit or start[4:6] not in (b"OW", b"OB") else 12) if is_plain else None
     if "Rows" not in header:
         raise SamnnError(f"{path}: is cut short before its pixels. Copy or export it again.")
     return None
@@ -176,16 +186,18 @@ def _refuse_short(path: Path, header: pydicom.Dataset, file: BinaryIO) -> int | 
 
 def _plain(header: pydicom.Dataset, pixels_at: int | None) -> Plain | None:
     """The pixels of a CT as nearly all are stored; None: ITK must read them, which takes several times as long."""
-    intercept, slope = (
-        float(header.get(f"Rescale{what}") or n) for what, n in (("Intercept", 0), ("Slope", 1))
-    )
-    bits = int(header.get("BitsStored") or 0)
+    bits = header.get("BitsStored")
+    try:
+        intercept, slope = float(header.get("RescaleIntercept") or 0), float(header.get("RescaleSlope") or 1)
+    except (TypeError, ValueError):  # several values, or words
+        return None
     if (
         pixels_at is None
         or header.get("SOPClassUID") != pydicom.uid.CTImageStorage
+        or header.get("PhotometricInterpretation") != "MONOCHROME2"
         or header.original_encoding[1] is not True
         or header.get("BitsAllocated") != 16
-        or not 1 <= bits <= 16
+        or bits not in range(1, 17)
         or header.get("HighBit") != bits - 1
         or header.get("PixelRepresentation") not in (0, 1)
         or slope != 1
@@ -253,6 +265,9 @@ def _slice(path: Path, header: pydicom.Dataset, plain: Plain | None) -> Slice:
         raise SamnnError(f"{path}: its position, orientation, spacing or size is damaged. Export it again.")
     if header.get("RescaleSlope") is not None and not 0 < abs(float(header.RescaleSlope)) < np.inf:
         raise SamnnError(f"{path}: its rescale slope is {header.RescaleSlope}. Export it again.")
+    intercept = header.get("RescaleIntercept")
+    if isinstance(intercept, float) and not np.isfinite(intercept):  # ITK would take 0
+        raise SamnnError(f"{path}: its rescale intercept is {intercept}. Export it again.")
     return found
 
 

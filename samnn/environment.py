@@ -121,7 +121,7 @@ def dataset_there(text: str) -> str:
         SamnnError: they have none, another, or several.
     """
     full = DATASET.fullmatch(text)
-    if not full and (not text.isdigit() or int(text) > 999):
+    if not full and not re.fullmatch("[0-9]{1,3}", text):
         raise SamnnError(
             f"{text!r}: is neither the number of a dataset nor a name such as Dataset055_SegTHOR."
         )
@@ -132,4 +132,4 @@ def dataset_there(text: str) -> str:
         return found.pop()
     said = f"of this number there are: {', '.join(sorted(found))}" if found else "there is none"
     where = ", ".join(map(str, places)) or f"no folder: {', '.join(ROOTS)} are not set"
-    raise SamnnError(f"Dataset {text}: {said}, in {where}.")
+    raise SamnnError(f"{text if full else f'Dataset {text}'}: {said}, in {where}.")

@@ -219,6 +219,7 @@ _NUMPY_TYPES = {
 _NOT_NOTICED = "ITK does not notice when a file of this format is cut short"
 _NO_SIDES = "is Analyze or a NIfTI pair, in which left and right are not sure"
 _LONGEST_METAIMAGE_HEADER = 1 << 16  # bytes
+_FEW_DIMENSIONS = (b"1", b"2", b"3", b"4")
 UNSAFE_ENDINGS = {".vtk": _NOT_NOTICED, ".gipl": _NOT_NOTICED, ".hdr": _NO_SIDES, ".img": _NO_SIDES}
 
 
@@ -249,13 +250,15 @@ def _refuse_misleading(path: Path) -> None:
 
 def _refuse_many_dimensions(path: Path) -> None:
     """Refuse a MetaImage of more than 4 dimensions: ITK believes any number, and writes beyond its arrays."""
-    with open(path, "rb") as file:
-        for found in re.findall(rb"NDims[\s=:]*(\S*)", file.read(_LONGEST_METAIMAGE_HEADER)):
-            if not re.fullmatch(rb"[1-4]", found):
-                said = found[:20].decode("latin-1")
-                raise SamnnError(
-                    f"{path}: says that it has {said!r} dimensions (NDims). Its header is damaged."
-                )
+    try:
+        with open(path, "rb") as file:
+            header, _, _ = file.read(_LONGEST_METAIMAGE_HEADER).partition(b"ElementDataFile")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    for found in re.findall(rb"(?m)^[ \t]*NDims[ \t]*[=:]?[ \t]*([^\s]*)", header):
+        if found not in _FEW_DIMENSIONS:
+            said = found[:20].decode("latin-1")
+            raise SamnnError(f"{path}: says that it has {said!r} dimensions (NDims). Its header is damaged.")
 
 
 def _refuse_other_bytes(path: Path) -> None:

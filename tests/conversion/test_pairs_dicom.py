@@ -239,6 +239,9 @@ def test_plain_pixels_are_those_that_itk_reads(tmp_path, intercept, signed, bits
         {"RescaleIntercept": -0.5},
         {"BitsStored": 12, "HighBit": 15},
         {"SOPClassUID": pydicom.uid.MRImageStorage},
+        {"RescaleIntercept": ["-1024", "-1024"]},
+        {"PhotometricInterpretation": "PALETTE COLOR"},
+        {"PixelData": bytes(7 * 6 * 2 + 40)},
     ],
 )
 def test_other_pixels_are_left_to_itk(tmp_path, tags):
@@ -246,6 +249,39 @@ def test_other_pixels_are_left_to_itk(tmp_path, tags):
     path = next((tmp_path / "a").iterdir())
     edit(path, **tags)
     assert next(found for found in scan(tmp_path / "a").slices if found.path == path).plain is None
+
+
+@pytest.mark.parametrize("lie", ["packed", "implicit"])
+def test_pixels_that_are_stored_otherwise_than_the_header_says_are_refused(tmp_path, lie):
+    """A packed fragment named plain, and types written in a file that says it has none: no voxel may be shifted."""
+    save_series(tmp_path / "a", image())
+    path = next((tmp_path / "a").iterdir())
+    header = pydicom.dcmread(path)
+    if lie == "packed":
+        header.PixelData = pydicom.encaps.encapsulate([header.PixelData])
+        header["PixelData"].VR = "OB"
+        header["PixelData"].is_undefined_length = True
+        header.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+    header.save_as(path)
+    if lie == "packed":
+        said, named = pydicom.uid.RLELossless, pydicom.uid.ExplicitVRLittleEndian
+    else:
+        said, named = pydicom.uid.ExplicitVRLittleEndian, pydicom.uid.ImplicitVRLittleEndian
+    content, padded = path.read_bytes(), named.encode().ljust(len(said) + len(said) % 2, b"\0")
+    assert said.encode() in content
+    path.write_bytes(content.replace(said.encode().ljust(len(padded), b"\0"), padded, 1))
+    with pytest.raises(SamnnError):
+        series = find_series(tmp_path / "a")
+        assert next(found for found in series.slices if found.path == path).plain is None
+        read_series(series)
+
+
+def test_a_slice_that_is_gone_when_it_is_read_is_named(tmp_path):
+    save_series(tmp_path / "a", image())
+    series = find_series(tmp_path / "a")
+    series.slices[1].path.unlink()
+    with pytest.raises(SamnnError, match=rf"{series.slices[1].path.name}: cannot be read"):
+        read_series(series)
 
 
 def test_pixels_packed_as_gdcm_cannot_read_name_how_and_a_cure(tmp_path):

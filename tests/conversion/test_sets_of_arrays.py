@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import random
 import sys
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -241,6 +243,18 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
         else:
             del changed[at + 1 :]
     return bytes(changed)
+
+
+def test_a_negative_length_in_an_array_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", imgs=np.zeros((3, 4), np.uint8))
+    content = (tmp_path / "a.npz").read_bytes()
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr(
+            "imgs.npy", zipfile.ZipFile(io.BytesIO(content)).read("imgs.npy").replace(b"(3, 4)", b"(-1,4)")
+        )
+    for read in (npz_headers, partial(read_npz, key="imgs")):
+        with pytest.raises(SamnnError, match=r"b\.npz: .*negative"):
+            read(tmp_path / "b.npz")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

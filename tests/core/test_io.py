@@ -230,6 +230,14 @@ def test_a_metaimage_of_many_dimensions_is_refused_before_itk_crashes(ct, n_dime
         read_volume(path)
 
 
+def test_words_of_dimensions_elsewhere_in_a_metaimage_do_no_harm(ct):
+    path = ct.with_name("ct.mha")
+    write_volume(path, read_volume(ct))
+    content = path.read_bytes().replace(b"NDims", b"Comment = NDims of this one are three\nNDims", 1)
+    path.write_bytes(content + b"\nNDims = 99\n")
+    assert (read_volume(path).voxels == read_volume(ct).voxels).all()
+
+
 def test_a_name_that_is_not_utf8_is_refused_before_simpleitk_aborts(ct):
     odd = Path(os.fsdecode(bytes(ct.parent) + b"/Pat\xff.nii.gz"))
     ct.rename(odd)
