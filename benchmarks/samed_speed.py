@@ -84,8 +84,8 @@ def child(way: Way, batch: int, device: str, pipe: Connection) -> None:
     )
     image = torch.randn(batch, 3, way.picture, way.picture, device=device)
     with torch.no_grad():
-        side = network(image[:1]).shape[-1]
-    target = torch.randint(0, CLASSES, (batch, side, side), device=device)
+        n_classes, side = network(image[:1]).shape[1:3]  # AI4MI's code has no class for the background
+    target = torch.randint(0, n_classes, (batch, side, side), device=device)
     pipe.send("ready")
     while pipe.recv() is not None:
         start = time.perf_counter()
