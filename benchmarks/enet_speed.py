@@ -1,5 +1,7 @@
 """How fast ENet predicts and trains: beside the public PyTorch-ENet, in one run, at batch 8 and 256 x 256.
 
+PyTorch-ENet is another variant, with ReLU in its decoder: not the same work. Ours is AI4MI's.
+
 git clone https://github.com/davidtvs/PyTorch-ENet scratch/PyTorch-ENet
 python benchmarks/enet_speed.py scratch/PyTorch-ENet
 """
