@@ -17,10 +17,10 @@ from isal import isal_zlib
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume
+from samnn.nifti import MOST_INFLATION
 
 _TYPES = "biuf"
 _NPY = ".npy"
-_MOST_INFLATION = 1100  # deflate makes at most 1032 bytes out of one
 
 
 def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -61,12 +61,12 @@ def read_npz(path: Path, key: str) -> np.ndarray:
 
 
 def _unpack(path: Path, archive: zipfile.ZipFile, member: str) -> bytes:
-    """The bytes of a member, checked; what is deflated igzip unpacks, several times as fast as zipfile."""
+    """The bytes of a member, checked; what is deflated igzip unpacks, faster than zipfile."""
     info = archive.getinfo(member)
     with archive.open(info):  # refuses one that is encrypted, or called otherwise in its own header
         pass
     is_plausible = info.compress_size <= path.stat().st_size
-    is_plausible = is_plausible and info.file_size <= _MOST_INFLATION * info.compress_size
+    is_plausible = is_plausible and info.file_size <= MOST_INFLATION * info.compress_size
     if info.compress_type != zipfile.ZIP_DEFLATED or not is_plausible:
         return archive.read(info)
     with open(path, "rb") as file:

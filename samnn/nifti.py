@@ -23,7 +23,7 @@ from samnn.geometry import Grid
 
 _BLOCK_BYTES = 1 << 20
 _GZIP = 31  # zlib's window bits of 15, and 16 for gzip
-_MOST_INFLATION = 1100  # deflate makes at most 1032 bytes out of one
+MOST_INFLATION = 1100  # deflate makes at most 1032 bytes out of one
 MOST_SHEAR = 5e-4  # cosine of two axes: 0.03 degrees, 0.15 mm over 300 mm
 
 
@@ -112,7 +112,7 @@ def voxel_blocks(path: Path, voxels: ArrayProxy) -> Iterator[bytes]:
     if voxels.offset < 0:
         raise SamnnError(f"{path}: its voxels start at byte {voxels.offset}. Its header is damaged.")
     try:
-        at_most = path.stat().st_size * (_MOST_INFLATION if is_gzip else 1)
+        at_most = path.stat().st_size * (MOST_INFLATION if is_gzip else 1)
         if end > at_most:  # found before memory is asked for: a damaged header may claim petabytes
             raise _cut_short(path, f"at least {end - at_most}" if is_gzip else str(end - at_most))
         with igzip.open(path) if is_gzip else open(path, "rb") as file:

@@ -96,7 +96,7 @@ def stored_blocks(stored: Stored) -> Iterator[bytes]:
 
 
 def splice(stored: Stored, start: bytes, target: Path) -> bool:
-    """Write `start` and the voxels as one gzip file whose compressed voxels are those of the source, byte by byte.
+    """Write `start` and the voxels into the empty file `target` as gzip; the compressed voxels are those of the source.
 
     A block of deflate refers to nothing before its own stream, and may follow any block that ends with a whole byte,
     as one that is not compressed does (RFC 1951, 3.2); the checksum of both parts follows from theirs (RFC 1952).
