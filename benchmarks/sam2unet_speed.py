@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from samnn.hardware import kept_memory
 from samnn.nn.sam2_unet import SAM2UNet
 
 HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1", "MALLOC_MMAP_THRESHOLD_": "4194304"}
@@ -69,6 +70,9 @@ def serve(
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building
+    kept = contextlib.ExitStack()
+    if isinstance(network, SAM2UNet):
+        kept.enter_context(kept_memory())  # as our trainers have it
     connection.send(None)
     first: tuple[list[Tensor], float] | None = None
     while connection.recv():
@@ -112,6 +116,7 @@ def compare(
             context.Process(target=serve, args=(build, dtype, device, batch, theirs), daemon=True)
         )
         processes[-1].start()
+        theirs.close()  # so that the end of a process ends the wait for it
         for variable in HUGE_PAGES:
             os.environ.pop(variable, None)
         pipes[name].recv()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from timm.models.hieradet_sam2 import HieraDet, MultiScaleBlock
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from samnn.errors import SamnnError
 
 from .hiera_windows import block_without_filling
+from .recompute import recomputed
 
 # Sizes in the names of Meta's configuration files (facebookresearch/sam2, sam2/configs); 2.0 and 2.1 have the same.
 META_DEFAULTS = {
@@ -98,9 +98,9 @@ class AdaptedHiera(nn.Module):
         """An adapter and its block; what `gradient_checkpointing` says is computed again in the backward pass."""
         if not torch.is_grad_enabled() or self.gradient_checkpointing == "none":
             return block_without_filling(block, *_entry(adapter, block, x))
-        if self.gradient_checkpointing == "all" or number <= self.trunk.stage_ends[1]:
-            return _again(lambda x: block_without_filling(block, *_entry(adapter, block, x)), x)
-        return block_without_filling(block, *_again(partial(_entry, adapter, block), x))
+        if self.gradient_checkpointing == "all" or number <= self.trunk.stage_ends[1] + 1:
+            return recomputed(lambda x: block_without_filling(block, *_entry(adapter, block, x)), x)
+        return block_without_filling(block, *recomputed(partial(_entry, adapter, block), x))
 
 
 class Adapter(nn.Module):
@@ -149,11 +149,6 @@ def _entry(adapter: Adapter, block: MultiScaleBlock, x: Tensor) -> tuple[Tensor,
     """What a block starts with: its input, adapted, and that normalised."""
     x = adapter(x)
     return x, block.norm1(x)
-
-
-def _again(compute: Callable[..., Any], x: Tensor) -> Any:
-    """`compute(x)`, of which only `x` is kept for the backward pass."""
-    return checkpoint(compute, x, use_reentrant=False, preserve_rng_state=False)
 
 
 def _trunk(sizes: Mapping[str, Any], in_chans: int) -> HieraDet:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .recompute import recomputed_with_batch_norm
+
 WIDTHS = (3, 5, 7)  # kernels of the branches, and dilations of their last convolutions
 
 
@@ -31,9 +33,11 @@ class ReceptiveField(nn.Module):
         self.merge = _convolution((1 + len(WIDTHS)) * c, c, 3)
         self.shortcut = _convolution(in_channels, c, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) → (B, out_channels, H, W)."""
-        merged = self.merge(torch.cat([branch(x) for branch in self.branches], dim=1))
+    def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
+        """(B, in_channels, H, W) → (B, out_channels, H, W); `recompute` keeps nothing of the branches for the backward
+        pass."""
+        run = recomputed_with_batch_norm if recompute else nn.Module.__call__
+        merged = self.merge(torch.cat([run(branch, x) for branch in self.branches], dim=1))
         return F.relu(merged + self.shortcut(x))
 
 

@@ -34,9 +34,9 @@ class SAM2UNet(nn.Module):
         adapter_init: "zero": adapters change nothing at first; "published": they start at random, as published.
         adapter_from: the first block whose adapter is trained. The blocks before it keep nothing for the backward
             pass; their adapters stay as they are (zero, or loaded).
-        gradient_checkpointing: what of the trunk is computed again in the backward pass instead of being kept: "none";
-            "light", the adapters, the norms after them, and the blocks of the first two stages, which are large and
-            cheap; "all" blocks.
+        gradient_checkpointing: what is computed again in the backward pass instead of being kept: "none"; "light", what
+            takes much room for its time: the adapters and the norms after them, the trunk's first two stages and the
+            step to the third, and the branches of the decoder's receptive-field blocks; "all", these and every block of the trunk.
         scratch: train without pretrained weights. Otherwise the first forward in training mode raises unless weights
             were loaded.
         strides: not used here. nnU-Net's own trainers read it in the plans: how much coarser each output of deep
@@ -82,7 +82,11 @@ class SAM2UNet(nn.Module):
             adapter_from=adapter_from,
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.decoder = Decoder([self.sizes["embed_dim"] * 2**stage for stage in range(4)], num_classes)
+        self.decoder = Decoder(
+            [self.sizes["embed_dim"] * 2**stage for stage in range(4)],
+            num_classes,
+            recompute=gradient_checkpointing != "none",
+        )
         self.decoder.deep_supervision = deep_supervision
         # the encoder halves the picture five times, and tiles a map of positions over the first stage
         self.multiple = math.lcm(32, 4 * self.sizes["window_spec"][0])
@@ -145,8 +149,9 @@ class Decoder(nn.Module):
     deep_supervision: bool  # set by nnU-Net's trainers
     seg_layers: nn.ModuleList  # of the main output, after the first stage, after the second
 
-    def __init__(self, channels: list[int], num_classes: int) -> None:
+    def __init__(self, channels: list[int], num_classes: int, *, recompute: bool) -> None:
         super().__init__()
+        self.recompute = recompute
         self.receptive_fields = nn.ModuleList(ReceptiveField(c, WIDTH) for c in channels)
         self.ups = nn.ModuleList(Up(2 * WIDTH, WIDTH) for _ in channels[1:])
         self.seg_layers = nn.ModuleList(nn.Conv2d(WIDTH, num_classes, 1) for _ in range(3))
@@ -154,8 +159,9 @@ class Decoder(nn.Module):
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """(B, C, H/4, W/4) to (B, 8C, H/32, W/32) → the main output, and without its side outputs where nobody asks
         for them: (B, num_classes, H, W) each."""
+        recompute = self.recompute and torch.is_grad_enabled()
         first, second, third, fourth = (
-            field(m) for field, m in zip(self.receptive_fields, maps, strict=True)
+            field(m, recompute=recompute) for field, m in zip(self.receptive_fields, maps, strict=True)
         )
         x1 = self.ups[0](fourth, third)  # (B, 64, H/16, W/16)
         x2 = self.ups[1](x1, second)  # (B, 64, H/8, W/8)

@@ -351,6 +351,17 @@ def test_checkpointing_keeps_less_and_changes_no_gradient():
         torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-6)
 
 
+def test_batch_norm_counts_a_step_once_whatever_is_computed_again():
+    after = {}
+    for which in ("none", "light", "all"):
+        network = tiny(gradient_checkpointing=which)
+        network(torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))).sum().backward()
+        after[which] = dict(network.decoder.named_buffers())
+    for name, plain in after["none"].items():
+        for which in ("light", "all"):
+            torch.testing.assert_close(after[which][name], plain, msg=f"{name}, {which}")
+
+
 def test_training_without_weights_is_refused_until_some_are_loaded():
     image = torch.randn(2, 1, 32, 32)
     network = tiny(scratch=False)
