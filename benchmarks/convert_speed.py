@@ -50,13 +50,18 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--ct", type=Path, help="a real CT; images are made of pieces of it")
     parser.add_argument("--data", type=Path, help="where the made-up volumes are kept for the next time")
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="every case has a file of its own, which is not in memory at the start",
+    )
     parser.add_argument("--only-make", action="store_true", help="make the volumes and stop")
     asked = parser.parse_args()
     images = f"pieces of {asked.ct.name}" if asked.ct else "made up"
     print(f"{asked.cases} cases of {SHAPE} int16, {images}, and their masks, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory(dir=asked.data and asked.data.parent) as folder:
         data, scratch = asked.data or Path(folder) / "data", Path(folder)
-        make(data, asked.cases, asked.kinds, asked.ct)
+        make(data, asked.cases, asked.kinds, asked.ct, again=shutil.copyfile if asked.cold else os.link)
         for kind in [] if asked.only_make else asked.kinds:
             ways: dict[str, Way] = {"SimpleITK": by_simpleitk}
             if kind == "fits":
@@ -65,7 +70,7 @@ def main() -> None:
             if kind == "fits":
                 ways |= {"samnn --link, in process": linking(by_function)}
                 ways |= {"samnn --link, command": linking(by_command)}
-            compare(kind, data / kind, scratch, ways, asked.repeats)
+            compare(kind, data / kind, scratch, ways, asked.repeats, cold=asked.cold)
 
 
 def by_simpleitk(source: Path, target: Path) -> None:
@@ -104,14 +109,20 @@ def linking(way: Callable[..., None]) -> Way:
     return lambda source, target: way(source, target, link=True)
 
 
-def compare(title: str, source: Path, scratch: Path, ways: dict[str, Way], repeats: int) -> None:
+def compare(
+    title: str, source: Path, scratch: Path, ways: dict[str, Way], repeats: int, *, cold: bool = False
+) -> None:
     """Run the ways in turn, `repeats` times, and print median, spread and how often each fits into the first."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for path in filter(Path.is_file, source.rglob("*")):
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for path in files:
         path.read_bytes()
     for _ in range(repeats):
         for name, way in ways.items():
             os.sync()  # nobody waits for what another has written
+            for path in files if cold else []:
+                with open(path, "rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             start = time.perf_counter()
             way(source, scratch / "out")
             seconds[name].append(time.perf_counter() - start)
@@ -124,8 +135,10 @@ def compare(title: str, source: Path, scratch: Path, ways: dict[str, Way], repea
         print(f"  {name:26} {median:6.2f} s ({spread})   {baseline / median:5.2f}", flush=True)
 
 
-def make(data: Path, n_cases: int, kinds: list[str], real: Path | None) -> None:
-    """Write what is not there yet. Two cases are made; the others are hard links to them."""
+def make(
+    data: Path, n_cases: int, kinds: list[str], real: Path | None, again: Callable[..., object] = os.link
+) -> None:
+    """Write what is not there yet. Two cases are made; the others are hard links to them, or what `again` makes."""
     for number in range(n_cases):
         for folder, make_voxels in (("images", pieces_of(real) if real else ct), ("masks", organs)):
             first = data / "fits" / folder / f"case_{number}{FITS}"
@@ -137,9 +150,9 @@ def make(data: Path, n_cases: int, kinds: list[str], real: Path | None) -> None:
                 if path.exists():
                     continue
                 if path != made and made.is_dir():
-                    shutil.copytree(made, path, copy_function=os.link)
+                    shutil.copytree(made, path, copy_function=again)
                 elif path != made:
-                    os.link(made, path)
+                    again(made, path)
                 elif path == first:
                     write_volume(path, Volume(make_voxels(number), GRID))
                 elif ending:

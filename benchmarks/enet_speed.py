@@ -1,9 +1,11 @@
-"""How fast ENet predicts and trains: beside the public PyTorch-ENet, in one run, at batch 8 and 256 x 256.
+"""How fast ENet predicts and trains: beside AI4MI's, which does the same work, in one run, at batch 8 and 256 x 256.
 
-PyTorch-ENet is another variant, with ReLU in its decoder: not the same work. Ours is AI4MI's.
+    git clone https://github.com/HKervadec/ai4mi_project scratch/ai4mi
+    git clone https://github.com/davidtvs/PyTorch-ENet scratch/PyTorch-ENet
+    python benchmarks/enet_speed.py scratch/ai4mi [--pytorch-enet scratch/PyTorch-ENet]
 
-git clone https://github.com/davidtvs/PyTorch-ENet scratch/PyTorch-ENet
-python benchmarks/enet_speed.py scratch/PyTorch-ENet
+PyTorch-ENet is another variant: ReLU in its decoder, other layers. All networks keep the memory that layers free, as our
+trainers do.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
+from samnn.hardware import kept_memory
 from samnn.inference.precision import autocast, is_emulated
 from samnn.nn.enet import ENet
 
@@ -55,30 +59,35 @@ class Way:
         self.optimizer.step()
 
 
-def ways(source: Path, device: torch.device) -> list[Way]:
-    """The public network as it is used, then ours; both also with channels last, and in bf16 where that is native."""
-    sys.path.insert(0, str(source))
-    public = importlib.import_module("models.enet").ENet
-
-    def theirs() -> nn.Module:
-        network = public(CLASSES)
-        first = network.initial_block.main_branch  # for pictures of three channels; ours are grey
-        network.initial_block.main_branch = nn.Conv2d(
-            1, 15, first.kernel_size, first.stride, first.padding, bias=False
-        )
-        return network.to(device)
-
+def ways(ai4mi: Path, pytorch_enet: Path | None, device: torch.device) -> list[Way]:
+    """AI4MI's network as it is used, then ours; all also with channels last, and in bf16 where that is native."""
+    build = {"AI4MI": lambda: _module(ai4mi, "ENet").ENet(1, CLASSES), "samnn": lambda: ENet(1, CLASSES)}
+    if pytorch_enet is not None:
+        build["PyTorch-ENet"] = lambda: _grey(_module(pytorch_enet, "models.enet").ENet(CLASSES))
     found = []
     for dtype in (None, torch.bfloat16):
         if is_emulated(dtype, device):
             continue
         for channels_last in (False, True):
-            how = f"{'fp32' if dtype is None else 'bf16'}{', channels last' * channels_last}"
-            found += [
-                Way(f"public, {how}", theirs(), channels_last, dtype),
-                Way(f"samnn, {how}", ENet(1, CLASSES).to(device), channels_last, dtype),
-            ]
+            for name, network in build.items():
+                if name != "samnn" or not channels_last:  # ours turns to channels last by itself
+                    how = f"{'fp32' if dtype is None else 'bf16'}{', channels last' * channels_last}"
+                    found.append(Way(f"{name}, {how}", network().to(device), channels_last, dtype))
     return found
+
+
+def _module(folder: Path, name: str) -> ModuleType:
+    sys.path.insert(0, str(folder))
+    return importlib.import_module(name)
+
+
+def _grey(network: nn.Module) -> nn.Module:
+    """PyTorch-ENet with a first layer for pictures of one channel instead of three."""
+    first = network.initial_block.main_branch
+    network.initial_block.main_branch = nn.Conv2d(
+        1, 15, first.kernel_size, first.stride, first.padding, bias=False
+    )
+    return network
 
 
 def seconds(work: object, *args: Tensor) -> float:
@@ -96,7 +105,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path, help="clone of github.com/davidtvs/PyTorch-ENet")
+    parser.add_argument("ai4mi", type=Path, help="clone of github.com/HKervadec/ai4mi_project")
+    parser.add_argument("--pytorch-enet", type=Path, help="clone of github.com/davidtvs/PyTorch-ENet")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=7)
     asked = parser.parse_args()
@@ -109,14 +119,15 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {asked.device}, batch {BATCH}, {SIDE} x {SIDE}"
     )
-    compared = ways(asked.source, device)
+    compared = ways(asked.ai4mi, asked.pytorch_enet, device)
     taken = {(way.name, what): [] for way in compared for what in ("forward", "step")}
-    for repeat in range(asked.repeats + 1):  # the first is not timed
-        for way in compared:
-            forward, step = seconds(way.forward, image), seconds(way.step, image, target)
-            if repeat:
-                taken[way.name, "forward"].append(forward)
-                taken[way.name, "step"].append(step)
+    with kept_memory():
+        for repeat in range(asked.repeats + 1):  # the first is not timed
+            for way in compared:
+                forward, step = seconds(way.forward, image), seconds(way.step, image, target)
+                if repeat:
+                    taken[way.name, "forward"].append(forward)
+                    taken[way.name, "step"].append(step)
     print(
         "| network | forward, ms | times the first | training step, ms | times the first |\n|---|---|---|---|---|"
     )

@@ -15,6 +15,7 @@ of the whole network, one mirror image at a time, as a share of the spread (stan
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import os
 import statistics
@@ -80,7 +81,8 @@ def ways(network: SAMed, side: int, device: torch.device) -> dict[str, nnUNetPre
     for precision in ("fp32", "bf16", "fp16"):
         if not is_emulated(chosen(precision, device), device):
             found[f"samnn, {precision}"] = BatchedPredictor(precision=precision, **quiet)
-    return {name: prepared(predictor, network, side) for name, predictor in found.items()}
+    # each has a network of its own: ours merges LoRA, nnU-Net's does not know of it
+    return {name: prepared(predictor, copy.deepcopy(network), side) for name, predictor in found.items()}
 
 
 @torch.inference_mode()
@@ -126,11 +128,11 @@ def compare(image_size: int, asked: argparse.Namespace) -> None:
     """Let the predictors take turns, and print a table."""
     device = torch.device(asked.device)
     torch.manual_seed(0)
-    network = SAMed(1, CLASSES, image_size=image_size, scratch=True).to(device)
-    network.merge()
+    network = SAMed(1, CLASSES, image_size=image_size, scratch=True).to(device).eval()
     volume = picture(asked.slices, asked.side)
     predictors = ways(network, asked.side, device)
     reference = exact(network, volume[:, :2], device)
+    network.merge()  # for its own rate
     errors = {}
     for name, predictor in predictors.items():  # also warms them up
         logits = predictor.predict_logits_from_preprocessed_data(volume[:, :2]).float()

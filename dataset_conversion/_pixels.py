@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image
@@ -19,6 +22,11 @@ from ._arrays import whole_numbers
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _TIFF = (".tif", ".tiff")
 _ORIENTATION = 0x0112  # of EXIF; 1: as stored
+_MAY_TURN = (
+    b"eXIf",
+    b"Raw profile type exif",
+    b"XML:com.adobe.xmp",
+)  # names of what in a PNG may say so
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F", "LA", "RGB", "RGBA")  # those Pillow decodes without loss
 
 
@@ -61,7 +69,7 @@ def is_png_as_written(path: Path, n_channels: int) -> bool:
     """Whether a file is a PNG of so many channels as `write_png` would write it: no palette, no transparency."""
     if path.suffix.lower() != ".png":
         return False
-    picture = _open(path)
+    picture, _ = _open(path)
     modes = ("L", "I;16") if n_channels == 1 else ("RGB",)
     return picture.format == "PNG" and picture.mode in modes and "transparency" not in picture.info
 
@@ -98,8 +106,10 @@ def _read(path: Path, *, palette: bool) -> np.ndarray:
         except Exception as error:  # tifffile raises whatever its decoders do
             raise _unreadable(path, error) from error
     else:
-        picture = _open(path)
+        picture, content = _open(path)
         try:
+            if (pixels := _plain_png(picture, content)) is not None:
+                return pixels
             if picture.mode == "1" and not palette:
                 picture = picture.convert("L")
             elif picture.mode == "P" and not palette:
@@ -123,16 +133,52 @@ def _read(path: Path, *, palette: bool) -> np.ndarray:
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
 
 
-def _open(path: Path) -> Image.Image:
-    """Open a picture that Pillow reads without losing bits or frames."""
+def _plain_png(picture: Image.Image, content: bytes) -> np.ndarray | None:
+    """Pixels of a PNG with 8 bits of grey or of RGB, by a decoder several times as fast as Pillow's, or None."""
+    if picture.format != "PNG" or content[24:26] not in (b"\x08\x00", b"\x08\x02"):  # bits, kind of colour
+        return None
+    if picture.mode not in ("L", "RGB") or "transparency" in picture.info:
+        return None
     try:
-        with open(path, "rb") as file:
-            start = file.read(26)
-        picture = Image.open(path)
-        orientation = picture.getexif().get(_ORIENTATION, 1)
+        pixels = imagecodecs.spng_decode(content)
+    except imagecodecs.SpngError:  # Pillow says what is wrong with it
+        return None
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    expected = (*picture.size[::-1], len(picture.mode))
+    return pixels if pixels.shape == expected and pixels.dtype == np.uint8 else None
+
+
+def _check_chunks(content: bytes) -> None:
+    """Compare the checksum of every chunk of a PNG, which decoders do not.
+
+    Raises:
+        ValueError: one is wrong, or the last chunk is missing.
+    """
+    start, kind = 8, b""
+    while kind != b"IEND":
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        kind = content[start + 4 : start + 8]
+        if not kind or end > len(content):
+            raise ValueError("it ends early")
+        if zlib.crc32(content[start + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
+            raise ValueError(f"the checksum of {kind!r} is wrong")
+        start = end
+
+
+def _open(path: Path) -> tuple[Image.Image, bytes]:
+    """Open a picture that Pillow reads without losing bits or frames; and the content of its file."""
+    try:
+        content = path.read_bytes()
+        picture = Image.open(io.BytesIO(content))
+        is_png = picture.format == "PNG"
+        if is_png:
+            _check_chunks(content)
+        orientation = 1  # asking a PNG decodes it
+        if not is_png or any(name in content for name in _MAY_TURN):
+            orientation = picture.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # Pillow raises what its decoders do
         raise _unreadable(path, error) from error
-    is_deep = picture.format == "PNG" and start[24] == 16 and start[25] != 0  # bit depth, and colour or alpha
+    is_deep = is_png and content[24] == 16 and content[25] != 0  # bit depth, and colour or alpha
     if picture.mode not in _MODES or is_deep or getattr(picture, "n_frames", 1) > 1:
         raise SamnnError(
             f"{path}: is {picture.mode}{' of 16 bits' if is_deep else ''}, {getattr(picture, 'n_frames', 1)} frame(s); "
@@ -140,7 +186,7 @@ def _open(path: Path) -> Image.Image:
         )
     if orientation != 1:
         raise SamnnError(f"{path}: is to be shown turned (EXIF orientation). Save it as it is to be seen.")
-    return picture
+    return picture, content
 
 
 def _unreadable(path: Path, error: Exception) -> SamnnError:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samnn.errors import SamnnError
 
+from .elementwise import plus
 from .hiera_windows import block_without_filling
 from .recompute import recomputed
 
@@ -118,7 +119,7 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, channels) → (…, channels)."""
-        return x + F.gelu(self.expand(F.gelu(self.reduce(x))))
+        return plus(F.gelu(self.expand(F.gelu(self.reduce(x)))), x)
 
 
 def hiera_sizes(backbone: str, architecture: Mapping[str, Any] | None) -> dict[str, Any]:

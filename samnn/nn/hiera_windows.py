@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from timm.models.hieradet_sam2 import MultiScaleAttention, MultiScaleBlock
 from torch import Tensor
 
+from .elementwise import plus
+
 
 def block_without_filling(block: MultiScaleBlock, x: Tensor, normed: Tensor) -> Tensor:
     """(B, H, W, C) and its `block.norm1` → (B, H', W', C'), equal to `block(x)` but for rounding.
@@ -22,8 +24,8 @@ def block_without_filling(block: MultiScaleBlock, x: Tensor, normed: Tensor) -> 
     if block.pool is not None and side % 2 == 1:  # it pools filled windows, whose halves do not fit together
         return block(x)
     shortcut = x if block.dim == block.dim_out else _pooled(block.proj(normed), block.pool)
-    x = shortcut + (_windowed_attention(block.attn, normed, side) if side else block.attn(normed))
-    return x + block.mlp(block.norm2(x))
+    x = plus(_windowed_attention(block.attn, normed, side) if side else block.attn(normed), shortcut)
+    return plus(block.mlp(block.norm2(x)), x)
 
 
 def _windowed_attention(attention: MultiScaleAttention, x: Tensor, side: int) -> Tensor:

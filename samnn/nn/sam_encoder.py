@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer_sam import Block, VisionTransformerSAM
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from .elementwise import plus
 from .lora import LoRALinear
+from .recompute import recomputed
 from .sam_attention import attention
 
 
@@ -55,10 +56,8 @@ class SAMEncoder(VisionTransformerSAM):
         )  # a convolution leaves channels first in memory, and every block would keep them there
         x = x + resize_positions(self.pos_embed, x.shape[1:3])
         for block in self.blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            again = self.grad_checkpointing and torch.is_grad_enabled()
+            x = recomputed(block, x) if again else block(x)
         return self.neck(x.permute(0, 3, 1, 2))
 
 
@@ -68,8 +67,8 @@ class SAMBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, C) → (B, h, w, C)."""
         attended = attention(self.attn.qkv(self.norm1(x)), self.attn, self.window_size)
-        x = x + self.attn.proj(attended)
-        return x + self.mlp(self.norm2(x))
+        x = plus(self.attn.proj(attended), x)
+        return plus(self.mlp(self.norm2(x)), x)
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -82,6 +82,39 @@ def test_sixteen_bits_stay_if_grey_and_are_refused_in_colour(tmp_path):
         read_picture(tmp_path / "b.png")
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (64, 33)])
+def test_plain_png_is_read_as_pillow_reads_it(tmp_path, mode, size):
+    values = np.random.default_rng(0).integers(0, 256, (*size[::-1], len(mode)), np.uint8)
+    values[..., 0] = np.arange(size[0])  # neighbours alike, so that rows are filtered
+    picture = Image.fromarray(values if mode == "RGB" else values[..., 0])
+    picture.save(tmp_path / "a.png", dpi=(72, 72))
+    found = np.stack([channel.voxels.T for channel in read_picture(tmp_path / "a.png")], -1)
+    same = (values == values[..., :1]).all()
+    assert np.array_equal(found, values[..., :1] if same or mode == "L" else values)
+
+
+def test_a_png_cut_short_or_changed_anywhere_is_refused(tmp_path):
+    values = np.add.outer(np.arange(20, dtype=np.uint8), np.arange(12, dtype=np.uint8)) ** 2
+    whole = tmp_path / "whole.png"
+    Image.fromarray(values).save(whole, dpi=(72, 72))
+    content, path = whole.read_bytes(), tmp_path / "damaged.png"
+    damaged = [content[:n] for n in range(len(content))]
+    damaged += [content[:n] + bytes([content[n] ^ 0x41]) + content[n + 1 :] for n in range(len(content))]
+    for bad in damaged:
+        path.write_bytes(bad)
+        with pytest.raises(SamnnError, match=r"damaged\.png: cannot be read as a picture"):
+            read_picture(path)
+
+
+def test_a_png_that_is_to_be_shown_turned_is_refused(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(tmp_path / "a.png", exif=exif)
+    with pytest.raises(SamnnError, match="EXIF orientation"):
+        read_picture(tmp_path / "a.png")
+
+
 def test_one_coloured_image_makes_all_of_them_three_channels(tmp_path):
     colours = np.dstack([GREY, GREY + 1, GREY + 2])
     png(tmp_path / "i/grey.png", GREY)

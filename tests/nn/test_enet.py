@@ -263,3 +263,17 @@ def test_the_network_has_no_initialize_that_nnunet_would_apply_to_it():
 def test_output_layers_are_the_one_that_makes_the_logits():
     (layer,) = ENet(1, 3).output_layers
     assert layer.out_channels == 3
+
+
+def test_batch_norm_folded_for_prediction_changes_nothing():
+    torch.manual_seed(0)
+    network = ENet(2, 3)
+    for _ in range(3):
+        network(torch.randn(4, 2, 48, 64) * 3 + 1)  # running statistics that are not 0 and 1
+    network.eval()
+    image = torch.randn(2, 2, 40, 56)
+    layer_by_layer = network(image).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(image), layer_by_layer, rtol=1e-4, atol=1e-4 * float(layer_by_layer.std())
+        )

@@ -1,0 +1,75 @@
+"""Sums, PReLU and dropout at less cost on CPUs: in a network of thin layers they took a third of a training step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+LEVELS = 1 << 16  # of the random numbers of dropout
+
+
+def plus(change: Tensor, shortcut: Tensor) -> Tensor:
+    """Their sum, in the place of `change`; under autocast a shortcut may have more bits, and keeps them."""
+    return change.add_(shortcut) if change.dtype == shortcut.dtype else shortcut + change
+
+
+class PReLU(nn.PReLU):
+    """PReLU with one slope for all channels (He et al. 2015, arXiv 1502.01852): torch's numbers.
+
+    Where no gradient is wanted its input may be overwritten.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…) → (…)."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling():
+            return super().forward(x)
+        if not torch.is_grad_enabled():
+            return F.leaky_relu_(x, float(self.weight))
+        return _PReLU.apply(x, self.weight)
+
+
+class _PReLU(torch.autograd.Function):
+    """Torch's own backward pass on CPUs goes through the values one by one, and writes the slope's gradient for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        return F.leaky_relu(x, float(slope))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, slope = ctx.saved_tensors
+        grad_x = grad_slope = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.ops.aten.leaky_relu_backward(grad, x, float(slope), False)
+        if ctx.needs_input_grad[1]:
+            below = x.clamp_max(0)
+            as_x = torch.empty_like(below).copy_(grad) if grad.stride() != below.stride() else grad
+            places = (below.numel(),), (1,)  # in memory; a clamped tensor has no gaps
+            grad_slope = torch.dot(below.as_strided(*places), as_x.as_strided(*places)).reshape(1)
+        return grad_x, grad_slope
+
+
+class Dropout(nn.Dropout):
+    """Dropout of single values, with p rounded to 1/65536: four values share a random number of 64 bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…) → (…)."""
+        n_dropped = round(self.p * LEVELS)
+        if not self.training or x.device.type != "cpu" or not 0 < n_dropped < LEVELS:
+            return super().forward(x)
+        if torch.compiler.is_compiling():
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
+        kept = torch.empty_like(x, dtype=torch.int16)
+        kept.set_(bits.untyped_storage(), 0, x.shape, kept.stride())
+        kept = (kept >= n_dropped - LEVELS // 2).to(x.dtype)
+        return x * kept.mul_(LEVELS / (LEVELS - n_dropped))
