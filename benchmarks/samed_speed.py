@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samnn.hardware import native_bf16
+from samnn.hardware import kept_memory, native_bf16
 from samnn.nn.samed import SAMed
 
 CLASSES = 9  # Synapse's eight organs and the background, as SAMed is published
@@ -86,6 +86,9 @@ def child(way: Way, batch: int, device: str, pipe: Connection) -> None:
     with torch.no_grad():
         n_classes, side = network(image[:1]).shape[1:3]  # AI4MI's code has no class for the background
     target = torch.randint(0, n_classes, (batch, side, side), device=device)
+    kept = contextlib.ExitStack()
+    if isinstance(network, SAMed):
+        kept.enter_context(kept_memory())  # as our trainers have it
     pipe.send("ready")
     while pipe.recv() is not None:
         start = time.perf_counter()
