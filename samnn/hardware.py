@@ -75,7 +75,8 @@ def kept_memory() -> Iterator[None]:
     if not hasattr(libc, "mallopt"):  # not glibc
         yield
         return
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
+    if not libc.mallopt(_MMAP_THRESHOLD, 1 << 30):  # refused: there are versions with a limit
+        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
     libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
     try:
         yield
