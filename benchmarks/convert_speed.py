@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--cold",
         action="store_true",
-        help="every case has a file of its own, which is not in memory at the start",
+        help="every case has a file of its own (use a new --data), which is not in memory at the start",
     )
     parser.add_argument("--only-make", action="store_true", help="make the volumes and stop")
     asked = parser.parse_args()

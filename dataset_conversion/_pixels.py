@@ -10,7 +10,7 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from samnn.atomic import whole_file
 from samnn.errors import SamnnError
@@ -141,7 +141,7 @@ def _plain_png(picture: Image.Image, content: bytes) -> np.ndarray | None:
         return None
     try:
         pixels = imagecodecs.spng_decode(content)
-    except imagecodecs.SpngError:  # Pillow says what is wrong with it
+    except (imagecodecs.SpngError, ImportError):  # damaged, which Pillow says; or built without it
         return None
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     expected = (*picture.size[::-1], len(picture.mode))
@@ -149,7 +149,7 @@ def _plain_png(picture: Image.Image, content: bytes) -> np.ndarray | None:
 
 
 def _check_chunks(content: bytes) -> None:
-    """Compare the checksum of every chunk of a PNG, which decoders do not.
+    """Compare the checksum of every chunk of a PNG, which decoders do not do for pixels.
 
     Raises:
         ValueError: one is wrong, or the last chunk is missing.
@@ -176,6 +176,8 @@ def _open(path: Path) -> tuple[Image.Image, bytes]:
         orientation = 1  # asking a PNG decodes it
         if not is_png or any(name in content for name in _MAY_TURN):
             orientation = picture.getexif().get(_ORIENTATION, 1)
+    except UnidentifiedImageError as error:
+        raise _unreadable(path, "it is none that Pillow knows") from error
     except Exception as error:  # Pillow raises what its decoders do
         raise _unreadable(path, error) from error
     is_deep = is_png and content[24] == 16 and content[25] != 0  # bit depth, and colour or alpha
@@ -189,5 +191,5 @@ def _open(path: Path) -> tuple[Image.Image, bytes]:
     return picture, content
 
 
-def _unreadable(path: Path, error: Exception) -> SamnnError:
+def _unreadable(path: Path, error: Exception | str) -> SamnnError:
     return SamnnError(f"{path}: cannot be read as a picture ({error}). Is it damaged or cut short?")

@@ -13,14 +13,19 @@ LEVELS = 1 << 16  # of the random numbers of dropout
 
 
 def plus(change: Tensor, shortcut: Tensor) -> Tensor:
-    """Their sum, in the place of `change`; under autocast a shortcut may have more bits, and keeps them."""
-    return change.add_(shortcut) if change.dtype == shortcut.dtype else shortcut + change
+    """Their sum, in the place of `change`, so a forward hook that keeps `change` has to copy it.
+
+    Under autocast a shortcut may have more bits, and keeps them; what a backward hook watches is left as it is.
+    """
+    if change.dtype != shortcut.dtype or change._base is not None:
+        return shortcut + change
+    return change.add_(shortcut)
 
 
 class PReLU(nn.PReLU):
-    """PReLU with one slope for all channels (He et al. 2015, arXiv 1502.01852): torch's numbers.
+    """PReLU with one slope for all channels (He et al. 2015, arXiv 1502.01852): torch's numbers but for rounding.
 
-    Where no gradient is wanted its input may be overwritten.
+    Where no gradient is wanted its input may be overwritten. Gradients of gradients there are none on CPUs.
     """
 
     def __init__(self) -> None:

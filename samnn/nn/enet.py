@@ -267,9 +267,9 @@ class Convolution(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) → (B, out_channels, H', W')."""
-        if self.training or torch.is_grad_enabled():
-            return super().forward(x)
         *before, last, norm, activation = self
+        if self.training or norm.training or norm.running_var is None or torch.is_grad_enabled():
+            return super().forward(x)
         for convolution in before:
             x = convolution(x)
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)

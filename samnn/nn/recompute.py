@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -29,19 +29,24 @@ def recomputed_with_batch_norm(module: nn.Module, x: Tensor) -> Any:
         x,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), _statistics_kept(module)),
+        context_fn=lambda: (nullcontext(), _StatisticsKept(module)),
     )
 
 
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, n_batches) in zip(norms, before, strict=True):
+class _StatisticsKept:
+    """A context, entered again at every backward pass, in which batch norm leaves its running statistics alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [
+            m for m in module.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None
+        ]
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for norm, (momentum, n_batches) in zip(self.norms, self.before, strict=True):
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(n_batches)

@@ -277,3 +277,20 @@ def test_batch_norm_folded_for_prediction_changes_nothing():
         torch.testing.assert_close(
             network(image), layer_by_layer, rtol=1e-4, atol=1e-4 * float(layer_by_layer.std())
         )
+
+
+def test_backward_hooks_see_the_gradients_of_inner_layers():
+    seen = []
+    network = ENet(1, 2)
+    network.encoder.stage1[0].expand.register_full_backward_hook(lambda *_: seen.append(1))
+    network.encoder.stage1[0].dropout.register_full_backward_hook(lambda *_: seen.append(1))
+    network(torch.randn(2, 1, 32, 32)).sum().backward()
+    assert len(seen) == 2
+
+
+def test_a_norm_in_training_mode_is_not_folded():
+    network = ENet(1, 2).eval()
+    norm = network.encoder.stage1[0].reduce[1].train()
+    with torch.no_grad():
+        network(torch.randn(2, 1, 32, 32))
+    assert norm.num_batches_tracked == 1

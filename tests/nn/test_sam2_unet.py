@@ -362,6 +362,18 @@ def test_batch_norm_counts_a_step_once_whatever_is_computed_again():
             torch.testing.assert_close(after[which][name], plain, msg=f"{name}, {which}")
 
 
+def test_a_second_backward_pass_gives_the_same_gradients_again():
+    network = tiny(gradient_checkpointing="light")
+    loss = network(torch.randn(2, 1, 64, 64)).square().sum()
+    weights = [p for p in network.parameters() if p.requires_grad]
+    first = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+    counts = [b.clone() for b in network.buffers()]
+    second = torch.autograd.grad(loss, weights, allow_unused=True)
+    assert any(g is not None and g.any() for g in first)
+    torch.testing.assert_close(first, second)
+    torch.testing.assert_close(list(network.buffers()), counts)
+
+
 def test_training_without_weights_is_refused_until_some_are_loaded():
     image = torch.randn(2, 1, 32, 32)
     network = tiny(scratch=False)
