@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,8 +69,8 @@ def windows(x: Tensor, side: tuple[int, int], parts: int, heads: int) -> Tensor:
 
 
 def folded_queries(q: Tensor, along_h: Tensor, along_w: Tensor, scale: float) -> Tensor:
-    """(..., h, w, c) → (..., h, w, c + h + w)."""
-    rows = q @ along_h.mT  # (h, w, c) @ (h, c, h)
+    """(..., h, w, c), positions (h, rows, c) and (w, columns, c) → (..., h, w, c + rows + columns)."""
+    rows = q @ along_h.mT  # (h, w, c) @ (h, c, rows)
     columns = (q.transpose(-3, -2) @ along_w.mT).transpose(-3, -2)
     return torch.cat([q * scale, rows, columns], dim=-1)
 
@@ -84,7 +87,8 @@ def folded_keys(k: Tensor) -> Tensor:
 class ChunkedAttention(torch.autograd.Function):
     """The same numbers with frozen positions: scores of a few heads at a time, in one buffer, computed again backward.
 
-    Scores of a whole layer are hundreds of megabytes, which on CPUs are spent on page faults and main memory.
+    Scores of a whole layer are hundreds of megabytes, which on CPUs are spent on page faults and main memory. Tokens that
+    fill up windows have keys and values, but no queries: nobody reads their results.
     """
 
     @staticmethod
@@ -100,62 +104,138 @@ class ChunkedAttention(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(qkv, bias, along_h, along_w)
         ctx.sizes = heads, scale, side
-        height, width, channels = qkv.shape[1], qkv.shape[2], qkv.shape[3] // 3
-        out = qkv.new_empty(*qkv.shape[:3], channels)
-        for picture, target in zip(qkv.split(1), out, strict=True):
-            whole = filled(picture, bias, side)
-            q, k, v = windows(whole, side, 3, heads)
-            folded_q, folded_k = _flat(folded_queries(q, along_h, along_w, scale)), _flat(folded_keys(k))
-            v = _flat(v)
-            attended = torch.empty_like(v)
-            for some, p in _chunks(folded_q, 1):
-                _probabilities(folded_q[some], folded_k[some], p)
-                torch.bmm(p, v[some], out=attended[some])
-            joined = torch.empty_like(whole[..., :channels], memory_format=torch.contiguous_format)
-            windows(joined, side, 1, heads)[0].copy_(attended.view(q.shape))
-            target.copy_(joined[0, :height, :width])
+        out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+        for place in _places(qkv.shape, side):
+            folded = _Folded(qkv[place], bias, along_h, along_w, heads, scale)
+            q, k, v = folded.q, folded.k, folded.v
+            attended = v.new_empty(*q.shape[:2], v.shape[-1])
+            chunks = _chunks(q, k, 1)
+            for picture, target in zip(qkv[place].split(1), out[place].split(1), strict=True):
+                folded.take(picture)
+                for some, p in chunks:
+                    _probabilities(q[some], k[some], p)
+                    torch.bmm(p, v[some], out=attended[some])
+                to = windows(target, folded.size, 1, heads)
+                to.copy_(attended.view(to.shape))
         return out
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         qkv, bias, along_h, along_w = ctx.saved_tensors
         heads, scale, side = ctx.sizes
-        height, width, channels = grad_out.shape[1:]
-        grad, zeros = torch.empty_like(qkv), torch.zeros_like(bias[:channels])
-        for picture, grad_picture, target in zip(qkv.split(1), grad_out.split(1), grad, strict=True):
-            whole = filled(picture, bias, side)
-            q, k, v = windows(whole, side, 3, heads)
-            g = _flat(windows(filled(grad_picture.contiguous(), zeros, side), side, 1, heads)[0])
-            folded_q, folded_k = _flat(folded_queries(q, along_h, along_w, scale)), _flat(folded_keys(k))
-            v = _flat(v)
-            scaled_q = folded_q[..., : v.shape[-1]]
-            grad_q, grad_k, grad_v = torch.empty_like(folded_q), torch.empty_like(v), torch.empty_like(v)
-            for some, p, grad_s in _chunks(folded_q, 2):
-                _probabilities(folded_q[some], folded_k[some], p)
-                torch.bmm(p.mT, g[some], out=grad_v[some])
-                torch.bmm(g[some], v[some].mT, out=grad_s)
-                torch._softmax_backward_data(grad_s, p, -1, p.dtype, grad_input=grad_s)
-                torch.bmm(grad_s, folded_k[some], out=grad_q[some])
-                torch.bmm(grad_s.mT, scaled_q[some], out=grad_k[some])
-            grad_whole = torch.empty_like(whole)
-            joined = windows(grad_whole, side, 3, heads)
-            joined[0].copy_(_unfolded(grad_q.view(*q.shape[:-1], -1), along_h, along_w, scale))
-            joined[1].copy_(grad_k.view(q.shape))
-            joined[2].copy_(grad_v.view(q.shape))
-            target.copy_(grad_whole[0, :height, :width])
+        grad, grad_out = torch.empty_like(qkv), grad_out.contiguous()
+        for place in _places(qkv.shape, side):
+            folded = _Folded(qkv[place], bias, along_h, along_w, heads, scale)
+            q, k, v = folded.q, folded.k, folded.v
+            grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, v, v))
+            chunks = _chunks(q, k, 2)
+            pictures = zip(*(x[place].split(1) for x in (qkv, grad_out, grad)), strict=True)
+            for picture, grad_picture, target in pictures:
+                folded.take(picture)
+                g = windows(grad_picture, folded.size, 1, heads).reshape(*q.shape[:2], -1)
+                for some, p, grad_s in chunks:
+                    _probabilities(q[some], k[some], p)
+                    torch.bmm(p.mT, g[some], out=grad_v[some])
+                    torch.bmm(g[some], v[some].mT, out=grad_s)
+                    torch._softmax_backward_data(grad_s, p, -1, p.dtype, grad_input=grad_s)
+                    torch.bmm(grad_s, k[some], out=grad_q[some])
+                    torch.bmm(grad_s.mT, q[some][..., : g.shape[-1]], out=grad_k[some])
+                folded.give(grad_q, grad_k, grad_v, target)
         return grad, None, None, None, None, None, None
 
 
-def _flat(x: Tensor) -> Tensor:
-    """(1, rows, columns, heads, h, w, c) → (rows columns heads, h w, c), contiguous."""
-    return x.contiguous().flatten(-3, -2).flatten(0, -3)
+class _Folded:
+    """Folded queries `q` and keys `k`, and values `v`, of the windows of one size: buffers for picture after picture.
+
+    Args:
+        region: (B, h, w, 3C), of which they are the windows.
+        bias: (3C), what keys and values are filled up with to whole windows.
+        along_h, along_w: positions (rows, rows, c) and (columns, columns, c) of a whole window, query's by key's place.
+        heads, scale: as of the layer.
+
+    `q` is (windows heads, h w, c + rows + columns), `k` (windows heads, rows columns, the same), and `v` ends in c.
+    """
+
+    def __init__(
+        self, region: Tensor, bias: Tensor, along_h: Tensor, along_w: Tensor, heads: int, scale: float
+    ) -> None:
+        rows, columns, channels = len(along_h), len(along_w), along_h.shape[-1]
+        self.size = height, width = min(rows, region.shape[1]), min(columns, region.shape[2])
+        self.heads, self.scale, self.parts = heads, scale, [channels, rows, columns]
+        grid = 1, region.shape[1] // height, region.shape[2] // width, heads
+        n = math.prod(grid)
+        self.q = region.new_empty(n, height * width, sum(self.parts))
+        self.k = region.new_zeros(n, rows * columns, sum(self.parts))
+        self.v = region.new_empty(n, rows * columns, channels)
+        self.whole = *grid, rows, columns, channels
+        self.own_k, row, column = self.k.view(*self.whole[:-1], -1).split(self.parts, dim=-1)
+        self.own_v = self.v.view(self.whole)
+        for own, fill in zip((self.own_k, self.own_v), bias.chunk(3)[1:], strict=True):
+            own.copy_(fill.view(heads, 1, 1, channels))
+        row.diagonal(dim1=-3, dim2=-1).fill_(1)
+        column.diagonal(dim1=-2, dim2=-1).fill_(1)
+        # what is along depends on how far the key's place is from the query's alone: from far before to far behind
+        self.along = torch.cat([along_h[-1], along_h[0, 1:], along_w[-1], along_w[0, 1:]])
+        self.products = region.new_empty(n * height * width, len(self.along))
+
+    def take(self, picture: Tensor) -> None:
+        """Fill the buffers from the region of a picture, (1, h, w, 3C)."""
+        q, k, v = windows(picture, self.size, 3, self.heads)
+        own, *by_place = self.q.split(self.parts, dim=-1)
+        own.view(q.shape).copy_(q)
+        torch.mm(own.flatten(0, 1), self.along.T, out=self.products)
+        for part, products in zip(by_place, self._products_by_place(), strict=True):
+            part.view(products.shape).copy_(products)
+        own.mul_(self.scale)
+        self._without_filling(self.own_k).copy_(k)
+        self._without_filling(self.own_v).copy_(v)
+
+    def give(self, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, target: Tensor) -> None:
+        """Write the gradients of the buffers' contents as that of the region, (1, h, w, 3C)."""
+        q, k, v = windows(target, self.size, 3, self.heads)
+        own, *by_place = grad_q.split(self.parts, dim=-1)
+        self.products.zero_()
+        for part, products in zip(by_place, self._products_by_place(), strict=True):
+            products.copy_(part.view(products.shape))
+        q.copy_(torch.addmm(own.flatten(0, 1), self.products, self.along, beta=self.scale).view(q.shape))
+        k.copy_(self._without_filling(grad_k.view(self.whole)))
+        v.copy_(self._without_filling(grad_v.view(self.whole)))
+
+    def _without_filling(self, x: Tensor) -> Tensor:
+        return x[..., : self.size[0], : self.size[1], :]
+
+    def _products_by_place(self) -> tuple[Tensor, Tensor]:
+        """Views of `products` by the key's row, (windows heads, h, w, rows), and by its column, the same with columns.
+
+        A query one row below finds the products with the same rows one place earlier.
+        """
+        (height, width), (_, rows, columns) = self.size, self.parts
+        n, step = len(self.q), self.products.shape[1]
+        strides = height * width * step, width * step, step
+        return (
+            self.products.as_strided(
+                (n, height, width, rows), (*strides[:1], strides[1] - 1, step, 1), rows - 1
+            ),
+            self.products.as_strided(
+                (n, height, width, columns), (*strides[:2], step - 1, 1), 2 * rows - 1 + columns - 1
+            ),
+        )
 
 
-def _chunks(q: Tensor, n_buffers: int) -> list[tuple[Any, ...]]:
+def _places(shape: Sequence[int], side: tuple[int, int]) -> list[tuple[slice, ...]]:
+    """Where the (B, h, w, ...) has whole windows, and where those cut off on the right, at the bottom, and at both."""
+    spans = []
+    for length, step in zip(shape[1:3], side, strict=True):
+        whole = length - length % step
+        spans.append([slice(*span) for span in ((0, whole), (whole, length)) if span[0] < span[1]])
+    return [(slice(None), *place) for place in itertools.product(*spans)]
+
+
+def _chunks(q: Tensor, k: Tensor, n_buffers: int) -> list[tuple[Any, ...]]:
     """Slices of the first dimension, and for each the parts of the buffers that take its scores."""
-    places = q.shape[1]
-    step = max(1, SCORES_AT_ONCE // places**2)
-    buffers = [q.new_empty(min(step, len(q)), places, places) for _ in range(n_buffers)]
+    scores = q.shape[1], k.shape[1]
+    step = max(1, SCORES_AT_ONCE // (scores[0] * scores[1]))
+    buffers = [q.new_empty(min(step, len(q)), *scores) for _ in range(n_buffers)]
     starts = range(0, len(q), step)
     return [
         (slice(start, start + step), *(buffer[: len(q) - start] for buffer in buffers)) for start in starts
@@ -166,13 +246,3 @@ def _probabilities(q: Tensor, k: Tensor, out: Tensor) -> None:
     """Softmax of the scores, into `out`."""
     torch.bmm(q, k.mT, out=out)
     torch.softmax(out, dim=-1, out=out)
-
-
-def _unfolded(grad: Tensor, along_h: Tensor, along_w: Tensor, scale: float) -> Tensor:
-    """The gradient of `folded_queries`: (..., h, w, c + h + w) → (..., h, w, c)."""
-    height, width, channels = len(along_h), len(along_w), along_h.shape[-1]
-    own, rows, columns = grad.split([channels, height, width], dim=-1)
-    total = own * scale
-    total += rows @ along_h
-    total += (columns.transpose(-3, -2) @ along_w).transpose(-3, -2)
-    return total
