@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from samnn.errors import Problems, SamnnError
 
-from .elementwise import PReLU, plus
+from .elementwise import Dropout, PReLU, plus
 
 STRIDE = 8  # the encoder halves the picture three times
 
@@ -196,7 +196,7 @@ class Bottleneck(nn.Module):
         else:
             self.convolve = _convolution(inner, inner, 3, padding=dilation, dilation=dilation)
         self.expand = _convolution(inner, out_channels, 1)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else _convolution(in_channels, out_channels, 1)
         self.activation = PReLU()
@@ -216,7 +216,7 @@ class Downsampling(nn.Module):
         self.reduce = _convolution(in_channels, inner, 2, stride=2)
         self.convolve = _convolution(inner, inner, 3, padding=1)
         self.expand = _convolution(inner, out_channels, 1)
-        self.dropout = nn.Dropout(0.01)
+        self.dropout = Dropout(0.01)
         self.activation = PReLU()
         self.new_channels = out_channels - in_channels
 
@@ -236,7 +236,7 @@ class Upsampling(nn.Module):
         self.reduce = _convolution(2 * in_channels, inner, 3, padding=1)
         self.convolve = _convolution(inner, inner, 3, padding=1)
         self.expand = _convolution(inner, out_channels, 1)
-        self.dropout = nn.Dropout(0.01)
+        self.dropout = Dropout(0.01)
         self.activation = PReLU()
 
     def forward(self, x: Tensor, skip: Tensor, places: Tensor) -> Tensor:
