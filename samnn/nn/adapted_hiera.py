@@ -99,7 +99,8 @@ class AdaptedHiera(nn.Module):
         """An adapter and its block; what `gradient_checkpointing` says is computed again in the backward pass."""
         if not torch.is_grad_enabled() or self.gradient_checkpointing == "none":
             return block_without_filling(block, *_entry(adapter, block, x))
-        if self.gradient_checkpointing == "all" or number <= self.trunk.stage_ends[1] + 1:
+        first, second = self.trunk.stage_ends[:2]
+        if self.gradient_checkpointing == "all" or first < number <= second:
             return recomputed(lambda x: block_without_filling(block, *_entry(adapter, block, x)), x)
         return block_without_filling(block, *recomputed(partial(_entry, adapter, block), x))
 

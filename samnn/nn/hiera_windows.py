@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from timm.models.hieradet_sam2 import MultiScaleAttention, MultiScaleBlock
 from torch import Tensor
 
+from .chunked_attention import ChunkedAttention, Windows
 from .elementwise import plus
 
 
@@ -24,8 +26,26 @@ def block_without_filling(block: MultiScaleBlock, x: Tensor, normed: Tensor) -> 
     if block.pool is not None and side % 2 == 1:  # it pools filled windows, whose halves do not fit together
         return block(x)
     shortcut = x if block.dim == block.dim_out else _pooled(block.proj(normed), block.pool)
-    x = plus(_windowed_attention(block.attn, normed, side) if side else block.attn(normed), shortcut)
+    x = plus(_attention(block.attn, normed, side), shortcut)
     return plus(block.mlp(block.norm2(x)), x)
+
+
+def _attention(attention: MultiScaleAttention, x: Tensor, side: int) -> Tensor:
+    """(B, H, W, C) → (B, H', W', C'), in windows of side x side tokens, or in the whole map where that is 0."""
+    trained = attention.qkv.bias.requires_grad and torch.is_grad_enabled()
+    if (
+        x.device.type == "cpu"
+        and attention.q_pool is None
+        and not trained
+        and not torch.compiler.is_compiling()
+    ):
+        tokens, heads = attention.qkv(x), attention.num_heads
+        sides = (side, side) if side else tuple(x.shape[1:3])
+        scale = (tokens.shape[-1] // 3 // heads) ** -0.5
+        bias = attention.qkv.bias.detach().to(tokens.dtype)
+        make = partial(Windows, side=sides, bias=bias, heads=heads, scale=scale)
+        return attention.proj(ChunkedAttention.apply(tokens, sides, heads, make))
+    return _windowed_attention(attention, x, side) if side else attention(x)
 
 
 def _windowed_attention(attention: MultiScaleAttention, x: Tensor, side: int) -> Tensor:

@@ -35,9 +35,8 @@ class SAM2UNet(nn.Module):
         adapter_from: the first block whose adapter is trained. The blocks before it keep nothing for the backward
             pass; their adapters stay as they are (zero, or loaded).
         gradient_checkpointing: what is computed again in the backward pass instead of being kept: "none"; "light", what
-            takes much room for its time: the adapters and the norms after them, the trunk's first two stages and the
-            step to the third, and the branches of the decoder's receptive-field blocks; "all", these and every block
-            of the trunk.
+            takes much room for its time: the adapters and the norms after them, the trunk's second stage, and the
+            branches of the decoder's receptive-field blocks; "all", these and every block of the trunk.
         scratch: train without pretrained weights. Otherwise the first forward in training mode raises unless weights
             were loaded.
         strides: not used here. nnU-Net's own trainers read it in the plans: how much coarser each output of deep

@@ -1,18 +1,16 @@
-"""Attention with SAM's decomposed relative positions: a plain form, and one for CPUs that keeps no scores."""
+"""Attention with SAM's decomposed relative positions: a plain form, and one for CPUs."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer_sam import get_rel_pos
 from torch import Tensor, nn
 
-SCORES_AT_ONCE = 1 << 21  # of float32, 8 MB: they stay in the cache between the steps that use them
+from .chunked_attention import ChunkedAttention, Windows, windows
 
 
 def attention(qkv: Tensor, attn: nn.Module, window: int) -> Tensor:
@@ -37,7 +35,10 @@ def attention(qkv: Tensor, attn: nn.Module, window: int) -> Tensor:
     bias = attn.qkv.bias.to(qkv.dtype)
     trained = any(x.requires_grad for x in (bias, along_h, along_w))
     if qkv.device.type == "cpu" and not trained and not torch.compiler.is_compiling():
-        return ChunkedAttention.apply(qkv, bias, along_h, along_w, attn.num_heads, attn.scale, side)
+        fold = partial(
+            Folded, bias=bias, along_h=along_h, along_w=along_w, heads=attn.num_heads, scale=attn.scale
+        )
+        return ChunkedAttention.apply(qkv, side, attn.num_heads, fold)
     q, k, v = windows(filled(qkv, bias, side), side, 3, attn.num_heads)
     q, k = folded_queries(q, along_h, along_w, attn.scale), folded_keys(k)
     q, k = (
@@ -61,13 +62,6 @@ def filled(x: Tensor, fill: Tensor, side: tuple[int, int]) -> Tensor:
     return x
 
 
-def windows(x: Tensor, side: tuple[int, int], parts: int, heads: int) -> Tensor:
-    """(B, H, W, parts × heads × c) → a view (parts, B, rows, columns, heads, *side, c) of its windows."""
-    batch, height, width, _ = x.shape
-    x = x.view(batch, height // side[0], side[0], width // side[1], side[1], parts, heads, -1)
-    return x.permute(5, 0, 1, 3, 6, 2, 4, 7)
-
-
 def folded_queries(q: Tensor, along_h: Tensor, along_w: Tensor, scale: float) -> Tensor:
     """(..., h, w, c), positions (h, rows, c) and (w, columns, c) → (..., h, w, c + rows + columns)."""
     rows = q @ along_h.mT  # (h, w, c) @ (h, c, rows)
@@ -84,74 +78,12 @@ def folded_keys(k: Tensor) -> Tensor:
     return torch.cat([k, row.expand(*shape, height), column.expand(*shape, width)], dim=-1)
 
 
-class ChunkedAttention(torch.autograd.Function):
-    """The same numbers with frozen positions: scores of a few heads at a time, in one buffer, computed again backward.
-
-    Scores of a whole layer are hundreds of megabytes, which on CPUs are spent on page faults and main memory. Tokens that
-    fill up windows have keys and values, but no queries: nobody reads their results.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        qkv: Tensor,
-        bias: Tensor,
-        along_h: Tensor,
-        along_w: Tensor,
-        heads: int,
-        scale: float,
-        side: tuple[int, int],
-    ) -> Tensor:
-        ctx.save_for_backward(qkv, bias, along_h, along_w)
-        ctx.sizes = heads, scale, side
-        out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
-        for place in _places(qkv.shape, side):
-            folded = _Folded(qkv[place], bias, along_h, along_w, heads, scale)
-            q, k, v = folded.q, folded.k, folded.v
-            attended = v.new_empty(*q.shape[:2], v.shape[-1])
-            chunks = _chunks(q, k, 1)
-            for picture, target in zip(qkv[place].split(1), out[place].split(1), strict=True):
-                folded.take(picture)
-                for some, p in chunks:
-                    _probabilities(q[some], k[some], p)
-                    torch.bmm(p, v[some], out=attended[some])
-                to = windows(target, folded.size, 1, heads)
-                to.copy_(attended.view(to.shape))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, bias, along_h, along_w = ctx.saved_tensors
-        heads, scale, side = ctx.sizes
-        grad, grad_out = torch.empty_like(qkv), grad_out.contiguous()
-        for place in _places(qkv.shape, side):
-            folded = _Folded(qkv[place], bias, along_h, along_w, heads, scale)
-            q, k, v = folded.q, folded.k, folded.v
-            grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, v, v))
-            chunks = _chunks(q, k, 2)
-            pictures = zip(*(x[place].split(1) for x in (qkv, grad_out, grad)), strict=True)
-            for picture, grad_picture, target in pictures:
-                folded.take(picture)
-                g = windows(grad_picture, folded.size, 1, heads).reshape(*q.shape[:2], -1)
-                for some, p, grad_s in chunks:
-                    _probabilities(q[some], k[some], p)
-                    torch.bmm(p.mT, g[some], out=grad_v[some])
-                    torch.bmm(g[some], v[some].mT, out=grad_s)
-                    torch._softmax_backward_data(grad_s, p, -1, p.dtype, grad_input=grad_s)
-                    torch.bmm(grad_s, k[some], out=grad_q[some])
-                    torch.bmm(grad_s.mT, q[some][..., : g.shape[-1]], out=grad_k[some])
-                folded.give(grad_q, grad_k, grad_v, target)
-        return grad, None, None, None, None, None, None
-
-
-class _Folded:
-    """Folded queries `q` and keys `k`, and values `v`, of the windows of one size: buffers for picture after picture.
+class Folded(Windows):
+    """Windows whose queries and keys are folded with positions, and filled up token by token, since each has its own.
 
     Args:
-        region: (B, h, w, 3C), of which they are the windows.
-        bias: (3C), what keys and values are filled up with to whole windows.
+        region, bias, heads, scale: as of `Windows`.
         along_h, along_w: positions (rows, rows, c) and (columns, columns, c) of a whole window, query's by key's place.
-        heads, scale: as of the layer.
 
     `q` is (windows heads, h w, c + rows + columns), `k` (windows heads, rows columns, the same), and `v` ends in c.
     """
@@ -162,7 +94,7 @@ class _Folded:
         rows, columns, channels = len(along_h), len(along_w), along_h.shape[-1]
         self.size = height, width = min(rows, region.shape[1]), min(columns, region.shape[2])
         self.heads, self.scale, self.parts = heads, scale, [channels, rows, columns]
-        grid = 1, region.shape[1] // height, region.shape[2] // width, heads
+        grid = len(region), region.shape[1] // height, region.shape[2] // width, heads
         n = math.prod(grid)
         self.q = region.new_empty(n, height * width, sum(self.parts))
         self.k = region.new_zeros(n, rows * columns, sum(self.parts))
@@ -179,7 +111,7 @@ class _Folded:
         self.products = region.new_empty(n * height * width, len(self.along))
 
     def take(self, picture: Tensor) -> None:
-        """Fill the buffers from the region of a picture, (1, h, w, 3C)."""
+        """Fill the buffers from pictures of the shape of the first."""
         q, k, v = windows(picture, self.size, 3, self.heads)
         own, *by_place = self.q.split(self.parts, dim=-1)
         own.view(q.shape).copy_(q)
@@ -191,7 +123,7 @@ class _Folded:
         self._without_filling(self.own_v).copy_(v)
 
     def give(self, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor, target: Tensor) -> None:
-        """Write the gradients of the buffers' contents as that of the region, (1, h, w, 3C)."""
+        """Write the gradients of the buffers' contents as those of the pictures, (B, h, w, 3C)."""
         q, k, v = windows(target, self.size, 3, self.heads)
         own, *by_place = grad_q.split(self.parts, dim=-1)
         self.products.zero_()
@@ -220,29 +152,3 @@ class _Folded:
                 (n, height, width, columns), (*strides[:2], step - 1, 1), 2 * rows - 1 + columns - 1
             ),
         )
-
-
-def _places(shape: Sequence[int], side: tuple[int, int]) -> list[tuple[slice, ...]]:
-    """Where the (B, h, w, ...) has whole windows, and where those cut off on the right, at the bottom, and at both."""
-    spans = []
-    for length, step in zip(shape[1:3], side, strict=True):
-        whole = length - length % step
-        spans.append([slice(*span) for span in ((0, whole), (whole, length)) if span[0] < span[1]])
-    return [(slice(None), *place) for place in itertools.product(*spans)]
-
-
-def _chunks(q: Tensor, k: Tensor, n_buffers: int) -> list[tuple[Any, ...]]:
-    """Slices of the first dimension, and for each the parts of the buffers that take its scores."""
-    scores = q.shape[1], k.shape[1]
-    step = max(1, SCORES_AT_ONCE // (scores[0] * scores[1]))
-    buffers = [q.new_empty(min(step, len(q)), *scores) for _ in range(n_buffers)]
-    starts = range(0, len(q), step)
-    return [
-        (slice(start, start + step), *(buffer[: len(q) - start] for buffer in buffers)) for start in starts
-    ]
-
-
-def _probabilities(q: Tensor, k: Tensor, out: Tensor) -> None:
-    """Softmax of the scores, into `out`."""
-    torch.bmm(q, k.mT, out=out)
-    torch.softmax(out, dim=-1, out=out)

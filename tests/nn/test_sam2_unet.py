@@ -209,12 +209,14 @@ def test_a_block_without_filling_equals_timms_block_and_so_do_its_gradients(
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(batch, 2 * height, 2 * width, block.dim)
     results = []
-    for compute in (lambda b, x: block_without_filling(b, x, b.norm1(x)), lambda b, x: b(x)):
+    for form in ("for CPUs", "any device", "timm"):
+        block.attn.qkv.bias.requires_grad_(form != "for CPUs")
         x = x.detach().requires_grad_()
-        y = compute(block, x)
+        y = block(x) if form == "timm" else block_without_filling(block, x, block.norm1(x))
         (y * torch.arange(y.numel()).reshape(y.shape).sin()).sum().backward()
         results.append((y.detach(), x.grad))
-    torch.testing.assert_close(results[0], results[1], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(results[0], results[2], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(results[1], results[2], rtol=1e-3, atol=1e-4)
 
 
 # ---- any picture, any sizes
@@ -422,9 +424,9 @@ def test_it_compiles_as_one_graph_with_the_same_result(small):
 
 
 def test_it_compiles_for_training_with_the_same_gradients():
-    network = tiny(1, 2, True, adapter_init="published", adapter_from=1)
+    network = tiny(1, 2, True, adapter_init="published", adapter_from=1).double()
     compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
-    image = torch.randn(2, 1, 64, 64)
+    image = torch.randn(2, 1, 64, 64, dtype=torch.double)  # batch norm of few values enlarges rounding
     gradients = []
     for forward in (network, compiled):
         network.zero_grad()
@@ -432,7 +434,7 @@ def test_it_compiles_for_training_with_the_same_gradients():
         gradients.append(
             {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
         )
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-9)
 
 
 def test_it_learns_to_mark_a_bright_square_with_a_random_frozen_trunk():

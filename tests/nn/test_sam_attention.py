@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from samnn.nn import sam_attention
+from samnn.nn import chunked_attention
 from samnn.nn.sam_attention import attention
 
 
@@ -26,7 +26,7 @@ class Layer(nn.Module):
 @pytest.fixture
 def few_scores_at_once(monkeypatch):
     """So few that several chunks are needed, the last of them smaller."""
-    monkeypatch.setattr(sam_attention, "SCORES_AT_ONCE", 800)
+    monkeypatch.setattr(chunked_attention, "SCORES_AT_ONCE", 800)
 
 
 @settings(max_examples=15, deadline=None)
