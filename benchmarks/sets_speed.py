@@ -1,6 +1,7 @@
 """How fast converters of public sets write volumes: beside numpy or SimpleITK reading and SimpleITK writing them.
 
-The volumes are those of convert_speed.py, written as the sets have them; the ways take turns.
+The volumes are those of convert_speed.py, written as the sets have them; the ways take turns. `--ct FILE` makes them of pieces
+of a real CT, in place of made-up ones.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from convert_speed import GRID, SHAPE, Way, compare, ct, organs
+from convert_speed import GRID, SHAPE, Way, compare, ct, organs, pieces_of
 
 SPACING = ",".join(map(str, GRID.spacing_mm))
 GREY = np.array([0, 63, 126, 189, 252], np.uint8)  # AI4MI's values of SegTHOR's organs
@@ -24,30 +26,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--ct", type=Path, help="a real CT; images are made of pieces of it")
     asked = parser.parse_args()
-    print(f"{asked.cases} cases of {SHAPE}, {os.cpu_count()} cores")
+    images = f"pieces of {asked.ct.name}" if asked.ct else "made up"
+    print(f"{asked.cases} cases of {SHAPE}, images {images}, {os.cpu_count()} cores")
+    make_ct = pieces_of(asked.ct) if asked.ct else ct
     with tempfile.TemporaryDirectory() as folder:
-        for kind, (make, by_others) in KINDS.items():
+        for kind in asked.kinds:
+            make, by_others = KINDS[kind]
             source = Path(folder) / kind
             for number in range(asked.cases):
-                make(source, number)
+                make(source, number, lambda number: window(make_ct(number % 2)))
             ways = {"SimpleITK": by_others, "samnn, command": by_command(kind)}
             compare(kind, source, Path(folder), ways, asked.repeats)
 
 
-def window(number: int) -> np.ndarray:
-    """The made-up body in grey values 0 to 255, (x, y, z)."""
-    return (np.clip((ct(number % 2).astype(np.float32) + 1000) / 2000, 0, 1) * 255).astype(np.uint8)
+def window(voxels: np.ndarray) -> np.ndarray:
+    """A CT in grey values 0 to 255."""
+    return (np.clip((voxels.astype(np.float32) + 1000) / 2000, 0, 1) * 255).astype(np.uint8)
 
 
-def make_npz(source: Path, number: int) -> None:
+def make_npz(source: Path, number: int, image: Callable[[int], np.ndarray]) -> None:
     """MedSAM's form: arrays in (z, y, x), and the spacing."""
     (source / "npz").mkdir(parents=True, exist_ok=True)
     path = source / "npz" / f"CT_Made_{number}.npz"
     if number > 1:
         os.link(path.with_name(f"CT_Made_{number % 2}.npz"), path)
         return
-    np.savez_compressed(path, imgs=window(number).T, gts=organs(number).T, spacing=np.array(GRID.spacing_mm))
+    np.savez_compressed(path, imgs=image(number).T, gts=organs(number).T, spacing=np.array(GRID.spacing_mm))
 
 
 def npz_by_others(source: Path, target: Path) -> None:
@@ -60,9 +67,9 @@ def npz_by_others(source: Path, target: Path) -> None:
             SimpleITK.WriteImage(picture, str(target / f"{path.stem}_{key}.nii.gz"), True)
 
 
-def make_slices(source: Path, number: int) -> None:
+def make_slices(source: Path, number: int, image: Callable[[int], np.ndarray]) -> None:
     """AI4MI's form: a PNG a slice, the organs as grey values."""
-    for kind, voxels in (("img", window(number)), ("gt", GREY[organs(number % 2)])):
+    for kind, voxels in (("img", image(number)), ("gt", GREY[organs(number % 2)])):
         folder = source / "train" / kind
         folder.mkdir(parents=True, exist_ok=True)
         for z in range(SHAPE[2]):

@@ -37,12 +37,12 @@ class Coefficients:
 # What the numbers were measured on; and by how much the memory of points that were left out of the fit was misjudged at
 # most (docs/planning.md has all errors).
 ORIGIN = "fitted on one core of a CPU (AVX-512) in float32; a GPU in bfloat16 takes less of both"
-MEMORY_ERROR = 0.14
+MEMORY_ERROR = 0.32
 FITTED_ON = "cpu"
 FITTED: dict[str, Coefficients] = {  # by Planned.name
-    "samed": Coefficients(0.7657, 30.69, 40.2, 12.2, 0.002888, 0.1325),
-    "sam2unet": Coefficients(1.204, 24.35, 43.72, 13.05, 0.0, 0.3121),
-    "enet": Coefficients(0.9671, 33.13, 68.27, 66.03, 0.0, 0.2031),
+    "samed": Coefficients(0.6259, 36.14, 65.17, 11.34, 0.0, 0.05446),
+    "sam2unet": Coefficients(0.914, 23.79, 49.31, 13.08, 0.0, 0.3145),
+    "enet": Coefficients(0.8428, 26.22, 90.96, 36.17, 0.2711, 0.06148),
 }
 
 
