@@ -15,6 +15,7 @@ import torch
 from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 from typer.testing import CliRunner
 
 from samnn.cli import app
@@ -151,6 +152,9 @@ def test_a_network_that_was_not_measured_gets_the_most_of_the_others() -> None:
 def test_counting_on_the_meta_device_equals_a_real_forward_pass(channels: int) -> None:
     counted = count(ENET, channels, 3, (64, 48))
     network = ENet(channels, 3).train()
+    for module in network.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = nn.Dropout(module.dropout.p)  # on CPUs ours keeps less
     real = saved_activation_bytes(network, torch.zeros(2, channels, 64, 48)) / 2
     assert counted.saved_bytes == pytest.approx(real, rel=0.01)
     assert counted.weight_bytes == sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
