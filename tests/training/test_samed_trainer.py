@@ -513,17 +513,49 @@ def test_prediction_uses_merged_lora_and_training_does_not(samed_plans: str, mak
 # ---- the real size
 
 
+def plans_of_real_size(nnunet: SimpleNamespace, encoder: str, folder: Path) -> None:
+    """The stock 2d configuration but for the batch size, and a random encoder in timm's layout to start from."""
+    weights = timm.create_model(encoder, pretrained=False, num_classes=0).state_dict()
+    torch.save(weights, folder / "encoder.pth")
+    plans_folder = nnunet.preprocessed / "Dataset501_Tiny"
+    plans = json.loads((plans_folder / "nnUNetPlans.json").read_text()) | {"plans_name": "realSize"}
+    plans["configurations"]["2d"] |= {"batch_size": 2, "pretrained_weights": str(folder / "encoder.pth")}
+    (plans_folder / "realSize.json").write_text(json.dumps(plans))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "encoder", "blocks"),
+    [
+        ("decoderLoRA", "samvit_base_patch16", 12),
+        ("vitl", "samvit_large_patch16", 24),
+        ("vith", "samvit_huge_patch16", 32),
+    ],
+)
+def test_a_variant_of_real_size_trains_a_step(
+    variant: str,
+    encoder: str,
+    blocks: int,
+    nnunet: SimpleNamespace,
+    make_trainer: Callable,
+    tmp_path: Path,
+) -> None:
+    plans_of_real_size(nnunet, encoder, tmp_path)
+    trainer = make_trainer(f"nnUNetTrainerSAMed_{variant}_lean_1epochs_1iters_seed1", plans="realSize")
+    trainer.run_training()
+    assert len(trainer.network.encoder.blocks) == blocks
+    assert np.isfinite(trainer.logger.get_value("train_losses", step=None)).all()
+    b = [value for name, value in trainer.network.named_parameters() if name.endswith(".b")]
+    assert len(b) >= 2 * blocks  # LoRA of query and value, which started at zero
+    assert all(value.any() for value in b)
+    assert (Path(trainer.output_folder) / FINAL).stat().st_size < 45e6
+
+
 @pytest.mark.slow
 def test_a_vit_b_trains_a_step_on_stock_plans_and_predicts_a_case(
     nnunet: SimpleNamespace, make_trainer: Callable, command: Callable, tmp_path: Path
 ) -> None:
-    """From a random encoder in timm's layout, on the stock 2d configuration but for the batch size."""
-    encoder = timm.create_model("samvit_base_patch16", pretrained=False, num_classes=0)
-    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
-    folder = nnunet.preprocessed / "Dataset501_Tiny"
-    plans = json.loads((folder / "nnUNetPlans.json").read_text()) | {"plans_name": "realSize"}
-    plans["configurations"]["2d"] |= {"batch_size": 2, "pretrained_weights": str(tmp_path / "encoder.pth")}
-    (folder / "realSize.json").write_text(json.dumps(plans))
+    plans_of_real_size(nnunet, "samvit_base_patch16", tmp_path)
     name = "nnUNetTrainerSAMed_lean_1epochs_1iters_seed1"
     trainer = make_trainer(name, plans="realSize")
     began = time.perf_counter()
