@@ -110,9 +110,9 @@ class Folded(Windows):
         self.along = torch.cat([along_h[-1], along_h[0, 1:], along_w[-1], along_w[0, 1:]])
         self.products = region.new_empty(n * height * width, len(self.along))
 
-    def take(self, picture: Tensor) -> None:
+    def take(self, region: Tensor) -> None:
         """Fill the buffers from pictures of the shape of the first."""
-        q, k, v = windows(picture, self.size, 3, self.heads)
+        q, k, v = windows(region, self.size, 3, self.heads)
         own, *by_place = self.q.split(self.parts, dim=-1)
         own.view(q.shape).copy_(q)
         torch.mm(own.flatten(0, 1), self.along.T, out=self.products)

@@ -36,7 +36,7 @@ class Coefficients:
 
 # What the numbers were measured on; and by how much the memory of points that were left out of the fit was misjudged at
 # most (docs/planning.md has all errors).
-ORIGIN = "fitted on one core of a CPU (AVX-512) in float32; a GPU in bfloat16 takes less of both"
+ORIGIN = "fitted on one core of a CPU (AVX-512) in float32, not on a GPU"
 MEMORY_ERROR = 0.32
 FITTED_ON = "cpu"
 FITTED: dict[str, Coefficients] = {  # by Planned.name
