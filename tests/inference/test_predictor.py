@@ -27,8 +27,10 @@ KINDS = {
 }
 
 
-def predictor(folder: Path, folds: tuple[int, ...] = (0,), **options: object) -> BatchedPredictor:
-    ours = BatchedPredictor(device=CPU, allow_tqdm=False, **options)
+def predictor(
+    folder: Path, folds: tuple[int, ...] = (0,), *, precision: str = "fp32", **options: object
+) -> BatchedPredictor:
+    ours = BatchedPredictor(device=CPU, allow_tqdm=False, precision=precision, **options)
     ours.initialize_from_trained_model_folder(str(folder), folds)
     return ours
 
