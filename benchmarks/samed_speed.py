@@ -173,6 +173,8 @@ def main() -> None:
             Way("AI4MI, padded to 512 x 512, fp32", 256, source, "samed_fast", "masks"),
             Way("samnn, fp32", 256),
         ]
+        if native or asked.bf16:
+            ways.append(Way("samnn, bf16 autocast", 256, bf16=True))
         compare(f"ViT-B, 256 x 256, batch {asked.batch}", ways, asked.batch, asked.device, asked.repeats)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from samnn.errors import SamnnError
 from samnn.labels import MAX_VALUE, LabelSet, read_dataset_json
 
+_AT_ONCE = 1 << 16  # voxels that get their new values: numpy makes eight bytes of each first
+
 
 @dataclass(frozen=True)
 class LabelNames:
@@ -43,7 +45,12 @@ class LabelNames:
         table = np.zeros(max(new) + 1, dtype)
         table[list(new)] = list(new.values())
         order = "F" if labels.flags.f_contiguous else "C"  # as they lie in memory: quicker by far
-        return table.take(labels.ravel(order=order)).reshape(labels.shape, order=order)
+        old = labels.ravel(order=order)
+        renumbered = np.empty(old.shape, dtype)
+        for start in range(0, len(old), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            np.take(table, old[some], out=renumbered[some])
+        return renumbered.reshape(labels.shape, order=order)
 
     def description(self) -> dict[str, Any]:
         """`labels` of dataset.json, and with regions `regions_class_order`."""

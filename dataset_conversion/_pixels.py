@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import tifffile
+from isal import isal_zlib
 from PIL import Image, UnidentifiedImageError
 
 from samnn.atomic import whole_file
@@ -22,11 +22,8 @@ from ._arrays import whole_numbers
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _TIFF = (".tif", ".tiff")
 _ORIENTATION = 0x0112  # of EXIF; 1: as stored
-_MAY_TURN = (
-    b"eXIf",
-    b"Raw profile type exif",
-    b"XML:com.adobe.xmp",
-)  # names of what in a PNG may say so
+_TEXTS = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # chunks of a PNG that may say so, under these names
+_MAY_TURN = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 _MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F", "LA", "RGB", "RGBA")  # those Pillow decodes without loss
 
 
@@ -148,21 +145,23 @@ def _plain_png(picture: Image.Image, content: bytes) -> np.ndarray | None:
     return pixels if pixels.shape == expected and pixels.dtype == np.uint8 else None
 
 
-def _check_chunks(content: bytes) -> None:
-    """Compare the checksum of every chunk of a PNG, which decoders do not do for pixels.
+def _checked_chunks(content: bytes) -> set[bytes]:
+    """The kinds of chunks in a PNG, whose checksums are compared, which decoders do not do for pixels.
 
     Raises:
         ValueError: one is wrong, or the last chunk is missing.
     """
-    start, kind = 8, b""
+    start, kind, kinds = 8, b"", set()
     while kind != b"IEND":
         end = start + 12 + int.from_bytes(content[start : start + 4], "big")
         kind = content[start + 4 : start + 8]
         if not kind or end > len(content):
             raise ValueError("it ends early")
-        if zlib.crc32(content[start + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
+        if isal_zlib.crc32(content[start + 4 : end - 4]) != int.from_bytes(content[end - 4 : end], "big"):
             raise ValueError(f"the checksum of {kind!r} is wrong")
+        kinds.add(kind)
         start = end
+    return kinds
 
 
 def _open(path: Path) -> tuple[Image.Image, bytes]:
@@ -171,10 +170,9 @@ def _open(path: Path) -> tuple[Image.Image, bytes]:
         content = path.read_bytes()
         picture = Image.open(io.BytesIO(content))
         is_png = picture.format == "PNG"
-        if is_png:
-            _check_chunks(content)
         orientation = 1  # asking a PNG decodes it
-        if not is_png or any(name in content for name in _MAY_TURN):
+        has_texts = is_png and _checked_chunks(content) & _TEXTS
+        if not is_png or (has_texts and any(name in content for name in _MAY_TURN)):
             orientation = picture.getexif().get(_ORIENTATION, 1)
     except UnidentifiedImageError as error:
         raise _unreadable(path, "it is none that Pillow knows") from error
