@@ -167,9 +167,10 @@ def _unpacked(file: BinaryIO, packing: str) -> Iterator[bytes]:
         inflate, block = isal_zlib.decompressobj(), b""
         while not inflate.eof:
             data = inflate.unconsumed_tail or file.read(_BLOCK_BYTES)
-            if not data:
+            fresh = inflate.decompress(data, _BLOCK_BYTES)  # may hold back some when all data went in
+            if not (data or fresh):
                 raise EOFError("it ends before its checksum")
-            block += inflate.decompress(data, _BLOCK_BYTES)
+            block += fresh
             whole = len(block) // _MOST_BYTES * _MOST_BYTES
             yield block[:whole]
             block = block[whole:]

@@ -285,6 +285,17 @@ def test_new_voxels_of_another_shape_are_refused(ct, tmp_path):
         write_like(tmp_path / "new.nii.gz", np.ones((6, 7, 9), np.uint8), like=ct)
 
 
+@pytest.mark.parametrize("more", [1, 100])
+@pytest.mark.parametrize("name", ["even.nrrd", "even.mha"])
+def test_voxels_that_pack_so_well_that_their_last_bytes_wait_inside_the_decoder_are_read(
+    tmp_path, name, more
+):
+    """A block of a MiB is full just before the end, when no packed byte is left to be given to the decoder."""
+    image = SimpleITK.GetImageFromArray(np.zeros((1, 1, (1 << 20) + more), np.uint8))
+    SimpleITK.WriteImage(image, tmp_path / name, True)
+    assert read_volume(tmp_path / name).voxels.shape == ((1 << 20) + more, 1, 1)
+
+
 @pytest.mark.parametrize("name", ["big.nii.gz", "big.nrrd", "big.mha"])
 def test_a_full_disk_is_noticed_and_leaves_nothing(tmp_path, name):
     """SimpleITK writes half a NIfTI file without a word. A limit on file sizes stands for the full disk."""
