@@ -7,13 +7,16 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from isal import isal_zlib
 
+from samnn.blocks import Blocks
 from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume
@@ -22,6 +25,7 @@ from samnn.nifti import MOST_INFLATION
 _TYPES = "biuf"
 _NPY = ".npy"
 _COLUMNS = 64
+_BLOCK_BYTES = 1 << 20
 
 
 def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
@@ -31,15 +35,12 @@ def npz_headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         SamnnError: it is no such file.
     """
     headers = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                if member.endswith(_NPY):
-                    with archive.open(member) as file:
-                        shape, _, dtype = _read_header(file)
-                    headers[member.removesuffix(_NPY)] = (shape, dtype)
-    except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
-        raise _unreadable(path, error) from error
+    with _named(path), zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if member.endswith(_NPY):
+                with archive.open(member) as file:
+                    shape, _, dtype = _read_header(file)
+                headers[member.removesuffix(_NPY)] = (shape, dtype)
     return headers
 
 
@@ -49,34 +50,83 @@ def read_npz(path: Path, key: str) -> np.ndarray:
     Raises:
         SamnnError: there is none, it is damaged, pickled, not finite, or not of real numbers.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            is_there = key + _NPY in archive.namelist()
-            content = _unpack(path, archive, key + _NPY) if is_there else b""
-        array = _array(content) if is_there else None
-    except MemoryError:  # said by whoever runs the case
-        raise
-    except Exception as error:  # zipfile and numpy raise a dozen kinds on damaged files
-        raise _unreadable(path, error) from error
+    with _named(path):
+        content = b"".join(_unpacked(path, key + _NPY))
+        array = _array(content) if content else None
     return _checked(path, key, array)
 
 
-def _unpack(path: Path, archive: zipfile.ZipFile, member: str) -> bytes:
-    """The bytes of a member, checked; what is deflated igzip unpacks, faster than zipfile."""
-    info = archive.getinfo(member)
-    with archive.open(info):  # refuses one that is encrypted, or called otherwise in its own header
-        pass
-    is_plausible = info.compress_size <= path.stat().st_size
-    is_plausible = is_plausible and info.file_size <= MOST_INFLATION * info.compress_size
-    if info.compress_type != zipfile.ZIP_DEFLATED or not is_plausible:
-        return archive.read(info)
+def npz_blocks(path: Path, key: str, spacing_mm: tuple[float, ...]) -> Blocks | None:
+    """An array of integers in (z, y, x) order, upright; None where `read_npz` has to read it: no such array.
+
+    Raises:
+        SamnnError: it is damaged; from the blocks, too.
+    """
+    with _named(path):
+        packed = _unpacked(path, key + _NPY)
+        start = io.BytesIO(next(packed, b""))
+        shape, is_fortran, dtype = _read_header(start) if start.getbuffer() else ((), False, np.dtype(object))
+    if dtype.kind not in "iu" or is_fortran or len(shape) != 3 or 0 in shape:
+        packed.close()
+        return None
+
+    def blocks() -> Iterator[np.ndarray]:
+        left, rest = math.prod(shape) * dtype.itemsize, b""
+        with _named(path):
+            for block in chain([start.read()], packed):
+                block = rest + block if rest else block
+                whole = min(len(block) // dtype.itemsize * dtype.itemsize, left)
+                if whole:
+                    yield np.frombuffer(block[:whole], dtype).astype(dtype.newbyteorder("<"), copy=False)
+                left, rest = left - whole, block[whole:] if left > whole else b""
+            if left:
+                raise ValueError(f"{left} bytes of {key} are missing")
+
+    return Blocks(blocks(), dtype.newbyteorder("<"), _upright(shape[::-1], spacing_mm))
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Say of whatever zipfile, igzip and numpy raise on a damaged file, a dozen kinds, which file it is."""
+    try:
+        yield
+    except (MemoryError, SamnnError):  # the first is said by whoever runs the case
+        raise
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unpacked(path: Path, member: str) -> Iterator[bytes]:
+    """A member of a zip file, a block at a time, checked at its end; nothing if there is none.
+
+    What is deflated igzip unpacks, faster than zipfile.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if member not in archive.namelist():
+            return
+        info = archive.getinfo(member)
+        is_plausible = info.compress_size <= path.stat().st_size
+        is_plausible = is_plausible and info.file_size <= MOST_INFLATION * info.compress_size
+        with archive.open(info) as file:  # refuses what is encrypted, or called otherwise in its own header
+            if info.compress_type != zipfile.ZIP_DEFLATED or not is_plausible:
+                while block := file.read(_BLOCK_BYTES):
+                    yield block
+                return
+    inflate, left, n_bytes, checksum = isal_zlib.decompressobj(-15), info.compress_size, 0, 0
     with open(path, "rb") as file:
         file.seek(info.header_offset + 26)
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # past its name and further fields
-        content = isal_zlib.decompress(file.read(info.compress_size), wbits=-15, bufsize=info.file_size)
-    if len(content) != info.file_size or isal_zlib.crc32(content) != info.CRC:
+        while not inflate.eof and n_bytes <= info.file_size:
+            if not (data := inflate.unconsumed_tail):
+                data = file.read(min(left, _BLOCK_BYTES))
+                left -= len(data)
+            block = inflate.decompress(data, _BLOCK_BYTES)
+            if not (data or block):
+                break
+            n_bytes, checksum = n_bytes + len(block), isal_zlib.crc32(block, checksum)
+            yield block
+    if n_bytes != info.file_size or checksum != info.CRC:
         raise zipfile.BadZipFile(f"wrong length or checksum of {member}")
-    return content
 
 
 def _array(content: bytes) -> np.ndarray:
@@ -150,17 +200,21 @@ def stack(slices: Sequence[np.ndarray], files: Sequence[Path], spacing_mm: tuple
     width, height = slices[0].shape
     voxels = np.empty((len(slices), height, width), np.result_type(*slices))  # as files have them: x fastest
     for plane, one in zip(voxels, slices, strict=True):
-        for x in range(0, width, _COLUMNS):  # at once they would not stay in the cache until all rows are done
+        for x in range(
+            0, width, _COLUMNS
+        ):  # at once they would not stay in the cache until all rows are done
             plane[:, x : x + _COLUMNS] = one.T[:, x : x + _COLUMNS]
     return upright(voxels.T, spacing_mm)
 
 
 def upright(voxels: np.ndarray, spacing_mm: tuple[float, ...]) -> Volume:
     """Voxels in (x, y) or (x, y, z) order on a grid that is neither shifted nor turned."""
-    n = voxels.ndim
-    return Volume(
-        voxels, Grid(voxels.shape, tuple(spacing_mm), (0.0,) * n, tuple(np.eye(n).ravel().tolist()))
-    )
+    return Volume(voxels, _upright(voxels.shape, spacing_mm))
+
+
+def _upright(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> Grid:
+    n = len(shape)
+    return Grid(shape, tuple(spacing_mm), (0.0,) * n, tuple(np.eye(n).ravel().tolist()))
 
 
 def missing(numbers: Sequence[int]) -> list[int]:

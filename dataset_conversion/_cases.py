@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from samnn.blocks import values_in
+from samnn.blocks import Blocks, values_in
 from samnn.errors import Problems, SamnnError
 from samnn.io import Volume
 from samnn.labels import MAX_VALUE
@@ -27,8 +25,8 @@ class Case:
 
     called: str  # at the source
     files: tuple[Path, ...]  # all that is read: the first image first, labels last
-    read_images: Callable[[], Sequence[Volume]]  # one a channel
-    read_labels: Callable[[], Volume] | None = None
+    read_images: Callable[[], Sequence[Volume | Blocks]]  # one a channel
+    read_labels: Callable[[], Volume | Blocks] | None = None
     is_test: bool = False
     patient: str | None = None
     picture: Path | None = None  # a file that may be what the dataset is to hold: then it is copied
@@ -130,10 +128,11 @@ class CasePlan:
         if case.read_labels is not None:
             labels = case.read_labels()
             _refuse_other_grid(case, volumes, labels)
-            renumbered = Volume(names.renumber(labels.voxels), labels.grid)
-            paths.append(
-                dataset.write_label_map(renumbered, case.name, test=case.is_test, source=case.files[-1])
-            )
+            if isinstance(labels, Blocks):
+                labels = Blocks(map(names.renumber, labels.blocks), names.dtype, labels.grid)
+            else:
+                labels = Volume(names.renumber(labels.voxels), labels.grid)
+            paths.append(dataset.write_label_map(labels, case.name, test=case.is_test, source=case.files[-1]))
             because = ["values renumbered"] if self.values & names.changed.keys() else []
             entry["mask"] = {"how": "converted", "because": because}
         if case.sidecar is not None and (content := case.sidecar()) is not None:
@@ -154,7 +153,7 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
     if case.read_labels is not None:
         try:
             labels = case.read_labels()
-            plan.values = _values(case, labels.voxels)
+            plan.values = _values(case, labels)
             if not plan.values - {0}:
                 plan.changes.append("the mask is empty")
         except SamnnError as problem:
@@ -163,6 +162,9 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
         try:
             volumes = case.read_images()
             plan.n_channels = len(volumes)
+            for volume in volumes:
+                for _ in volume.blocks if isinstance(volume, Blocks) else []:
+                    pass  # read to the end, where the checksum is
             if labels is not None:
                 _refuse_other_grid(case, volumes, labels)
         except SamnnError as problem:
@@ -172,21 +174,25 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
     return plan
 
 
-def _values(case: Case, labels: np.ndarray) -> set[int]:
+def _values(case: Case, labels: Volume | Blocks) -> set[int]:
     """The values in a label map.
 
     Raises:
         SamnnError: they are no labels.
     """
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high > MAX_VALUE:
-        raise SamnnError(
-            f"{case.files[-1]}: holds values from {low} to {high}; labels lie from 0 to {MAX_VALUE}. Is it a label map?"
-        )
-    return values_in(labels.ravel(order="K"))
+    values = set()
+    for block in labels.blocks if isinstance(labels, Blocks) else [labels.voxels.ravel(order="K")]:
+        low, high = int(block.min()), int(block.max())
+        if low < 0 or high > MAX_VALUE:
+            raise SamnnError(
+                f"{case.files[-1]}: holds values from {low} to {high}; labels lie from 0 to {MAX_VALUE}. Is it a label "
+                "map?"
+            )
+        values |= values_in(block)
+    return values
 
 
-def _refuse_other_grid(case: Case, volumes: Sequence[Volume], labels: Volume) -> None:
+def _refuse_other_grid(case: Case, volumes: Sequence[Volume | Blocks], labels: Volume | Blocks) -> None:
     for volume in volumes:
         if differences := volume.grid.differences(labels.grid):
             raise SamnnError(

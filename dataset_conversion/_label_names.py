@@ -37,9 +37,14 @@ class LabelNames:
     def unknown(self, values: Iterable[int]) -> list[int]:
         return sorted(set(values) - self.new_values.keys())
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the dataset's label maps."""
+        return np.dtype(np.uint8 if len(self.new_values) <= 256 else np.uint16)
+
     def renumber(self, labels: np.ndarray) -> np.ndarray:
         """Give every voxel its new value, as uint8 where that is enough."""
-        new, dtype = self.new_values, np.uint8 if len(self.new_values) <= 256 else np.uint16
+        new, dtype = self.new_values, self.dtype
         if not self.changed:
             return labels.astype(dtype, order="K", copy=False)
         table = np.zeros(max(new) + 1, dtype)

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from samnn import blocks
 from samnn.atomic import only_writer, whole_folder, write_json
+from samnn.blocks import Blocks
 from samnn.errors import SamnnError
 from samnn.io import Volume, write_like, write_volume
 
@@ -139,7 +141,7 @@ class RawDataset:
         return shutil.copyfile(source, self._path("labels", case, test))
 
     def write_images(
-        self, channels: Sequence[Volume], case: str, *, test: bool = False, source: Path
+        self, channels: Sequence[Volume | Blocks], case: str, *, test: bool = False, source: Path
     ) -> list[Path]:
         """Write a file a channel, or as PNG one file of one or three channels; messages name `source`."""
         if self.file_ending == ".png":
@@ -148,16 +150,18 @@ class RawDataset:
             return [path]
         paths = [self._path("images", f"{case}_{number:04d}", test) for number in range(len(channels))]
         for path, channel in zip(paths, channels, strict=True):
-            write_volume(path, channel)
+            _write_nifti(path, channel)
         return paths
 
-    def write_label_map(self, labels: Volume, case: str, *, test: bool = False, source: Path) -> Path:
+    def write_label_map(
+        self, labels: Volume | Blocks, case: str, *, test: bool = False, source: Path
+    ) -> Path:
         """Write a label map on its own grid and return where; messages name `source`."""
         path = self._path("labels", case, test)
         if self.file_ending == ".png":
             _pixels.write_png(path, [labels.voxels], source=source)
         else:
-            write_volume(path, labels)
+            _write_nifti(path, labels)
         return path
 
     def write_sidecar(self, content: Mapping[str, Any], case: str) -> Path:
@@ -202,6 +206,10 @@ class RawDataset:
         folder = self.folder / f"{kind}{'Ts' if test else 'Tr'}"
         folder.mkdir(exist_ok=True)
         return folder / f"{stem}{self.file_ending}"
+
+
+def _write_nifti(path: Path, voxels: Volume | Blocks) -> None:
+    (blocks.write if isinstance(voxels, Blocks) else write_volume)(path, voxels)
 
 
 def sha256(source: Path) -> str:

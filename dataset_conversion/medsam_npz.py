@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.text import Text
 
 from samnn.atomic import whole_folder
+from samnn.blocks import Blocks
 from samnn.errors import Problems, SamnnError
 from samnn.io import Volume, read_labels, read_volume
 
 from . import _layout
-from ._arrays import npz_headers, read_npz, upright, whole_numbers
+from ._arrays import npz_blocks, npz_headers, read_npz, upright, whole_numbers
 from ._cases import Case, inspect, refuse_unusable_names
 from ._conversion import COLOURS, new_target, patients_by_name
 from ._conversion import convert as convert_cases
@@ -157,8 +158,9 @@ def _spacing(path: Path) -> tuple[float, ...]:
     return tuple(spacing_mm.tolist())
 
 
-def _volume(path: Path) -> list[Volume]:
-    return [upright(read_npz(path, "imgs").T, _spacing(path))]
+def _volume(path: Path) -> list[Volume | Blocks]:
+    spacing_mm = _spacing(path)
+    return [npz_blocks(path, "imgs", spacing_mm) or upright(read_npz(path, "imgs").T, spacing_mm)]
 
 
 def _pictures(path: Path) -> list[Volume]:
@@ -166,7 +168,9 @@ def _pictures(path: Path) -> list[Volume]:
     return [upright(colours[..., channel].T, (1.0, 1.0)) for channel in range(3)]
 
 
-def _labels(path: Path, is_picture: bool) -> Volume:
+def _labels(path: Path, is_picture: bool) -> Volume | Blocks:
+    if not is_picture and (blocks := npz_blocks(path, "gts", _spacing(path))):
+        return blocks
     labels = whole_numbers(path, read_npz(path, "gts")).T
     if labels.ndim != (2 if is_picture else 3):
         raise SamnnError(f"{path}: gts has {labels.ndim} axes; expected those of imgs.")

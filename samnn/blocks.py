@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from samnn.atomic import whole_file
 from samnn.errors import SamnnError
+from samnn.geometry import Grid
 from samnn.io import Header, read_header, read_labels, read_volume
 from samnn.nifti import first_bytes, header_for, is_nifti, load_nifti, voxel_blocks, write_blocks, write_nifti
 from samnn.stored import find_stored, splice, stored_blocks
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Integer voxels and the grid they lie on; they can be gone through once."""
+
+    blocks: Iterator[np.ndarray]  # flat, little-endian, in (x, y, z) index order
+    dtype: np.dtype
+    grid: Grid
+
+
+def write(path: Path, voxels: Blocks) -> None:
+    """Write voxels of three dimensions as NIfTI, whole or not at all.
+
+    Raises:
+        SamnnError: what their blocks raise, or NIfTI has no such voxels.
+    """
+    header = header_for(path, voxels.grid).as_byteswapped("<")  # as the blocks are
+    start = first_bytes(path, header, voxels.dtype)
+    with whole_file(path) as part:
+        write_blocks(part, start, voxels.blocks)
 
 
 def label_values(path: Path, header: Header) -> set[int]:

@@ -6,18 +6,20 @@ import io
 import json
 import pickle
 import random
+import struct
 import sys
 import zipfile
 from functools import partial
 from pathlib import Path
 
 import h5py
+import nibabel
 import numpy as np
 import pytest
 import typer
 from set_samples import both, copy, medsam_npz, png, real_cases, slices, synapse, write_nifti_like
 
-from samnn.dataset_conversion import _two_circles
+from samnn.dataset_conversion import _arrays, _two_circles
 from samnn.dataset_conversion._arrays import npz_headers, read_h5, read_npz
 from samnn.dataset_conversion._pixels import read_mask, read_picture
 from samnn.dataset_conversion.lung_ct import convert as convert_lungs
@@ -57,6 +59,43 @@ def test_medsam_volumes_go_to_nifti_and_back_with_spacing_and_boxes(tmp_path, sh
             assert sorted(before) == sorted(after)
             for key in before:
                 np.testing.assert_array_equal(before[key], after[key])
+
+
+@pytest.mark.parametrize("dtype", [">i2", "<i2", "uint8", "int64", "float32"])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_medsam_volumes_of_any_type_and_order_keep_their_values(tmp_path, dtype, order, save, monkeypatch):
+    """Also where blocks, of 299 bytes here, end within a voxel."""
+    monkeypatch.setattr(_arrays, "_BLOCK_BYTES", 299)
+    voxels = np.arange(5 * 7 * 9, dtype=dtype).reshape((5, 7, 9)) % 251
+    labels = (voxels % 3 * 10).astype(np.uint8)
+    (tmp_path / "npz").mkdir()
+    arrays = {"imgs": np.array(voxels, dtype, order=order), "gts": np.array(labels, order=order)}
+    save(tmp_path / "npz/CT_1.npz", **arrays, spacing=np.array([1.0, 2.0, 3.0]))
+    convert_medsam(tmp_path / "npz", 6, labels="a=10,b=20", output=tmp_path / "raw")
+    dataset = tmp_path / "raw/Dataset006_MedSAM"
+    image, mask = (
+        nibabel.load(dataset / name) for name in ("imagesTr/CT_1_0000.nii.gz", "labelsTr/CT_1.nii.gz")
+    )
+    assert image.get_data_dtype() == np.dtype(dtype).newbyteorder("<") and mask.get_data_dtype() == np.uint8
+    assert image.header.get_zooms() == (1.0, 2.0, 3.0)
+    np.testing.assert_array_equal(np.asanyarray(image.dataobj).T, voxels)
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj).T, labels // 10)
+
+
+@pytest.mark.parametrize("key", ["imgs", "gts"])
+def test_medsam_arrays_with_a_wrong_checksum_are_refused_and_leave_nothing(tmp_path, shared, key, capsys):
+    medsam_npz(tmp_path / "npz", shared)
+    path = tmp_path / "npz/CT_001.npz"
+    with zipfile.ZipFile(path) as archive:
+        checksum = struct.pack("<I", archive.getinfo(f"{key}.npy").CRC)
+    path.write_bytes(path.read_bytes().replace(checksum, bytes(4)))
+    with pytest.raises(typer.Exit):
+        convert_medsam(tmp_path / "npz", 6, output=tmp_path / "raw", dry_run=True)
+    assert f"checksum of {key}" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    with pytest.raises(SamnnError, match=rf"CT_001\.npz: .*checksum of {key}"):
+        convert_medsam(tmp_path / "npz", 6, output=tmp_path / "raw")
+    assert not (tmp_path / "raw/Dataset006_MedSAM").exists()
 
 
 def test_medsam_pictures_become_flat_nifti_of_three_channels_and_come_back(tmp_path):
