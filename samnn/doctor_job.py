@@ -159,6 +159,8 @@ def _fit(job: Job, manager: Any, trainer: Any) -> Iterator[Finding]:
         return
     try:
         path, sha256 = verified(needed)
+        if not is_name(needed) and hasattr(trainer, "try_weights"):
+            trainer.try_weights(manager, job.configuration)
     except SamnnError as error:
         yield Finding(
             PROBLEM,

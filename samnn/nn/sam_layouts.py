@@ -182,6 +182,23 @@ def from_adapter(state_dict: Tensors) -> dict[str, Tensor]:
 _ATTENTIONS = {"sa": "self_attn", "cti": "cross_attn_token_to_image", "cit": "cross_attn_image_to_token"}
 
 
+def missing_for_adapter(own: Tensors, base: Tensors) -> list[str]:
+    """What `to_adapter` needs and `base`, with Meta's names, has not: our names, or Meta's of what we do not keep."""
+    found = {_our_name(key) for key in base}
+    shared = [
+        name for name in own if name.startswith("decoder.") and not re.search(r"\.(lora|seg_layers)\.", name)
+    ]
+    return [name for name in shared if name not in found] + [key for key in _THEIRS if key not in base]
+
+
+_THEIRS = [
+    *(f"prompt_encoder.point_embeddings.{k}.weight" for k in range(4)),
+    "prompt_encoder.not_a_point_embed.weight",
+    *(f"prompt_encoder.mask_downscaling.{k}.{kind}" for k in (0, 1, 3, 4, 6) for kind in ("weight", "bias")),
+    *(f"mask_decoder.iou_prediction_head.layers.{k}.{kind}" for k in range(3) for kind in ("weight", "bias")),
+]
+
+
 def to_adapter(own: Tensors, base: Tensors) -> dict[str, Tensor]:
     """Our state dict → SAMed's adapter file, or SAMed_s's if the decoder has LoRA.
 

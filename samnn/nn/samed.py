@@ -183,7 +183,7 @@ class SAMed(Coarse):
         self._refuse_other_variant(meta)
         classes = [key for key in meta if key.startswith(sam_layouts.PER_CLASS)]
         ours, unused = sam_layouts.our_tensors({key: meta[key] for key in meta if key not in classes})
-        parts = [".lora.", ".seg_layers.", "project."]
+        parts = [".lora.", ".seg_layers.", "project.", ".silent_token"]
         if not any(name.startswith("decoder.") for name in ours):
             parts.append("decoder.")
         new = [name for name in self.state_dict() if any(part in name for part in parts)]
@@ -198,25 +198,28 @@ class SAMed(Coarse):
         Raises:
             SamnnError: it is none of these, has another rank, other classes or LoRA elsewhere; nothing is loaded.
         """
+        new = [name for name in self.state_dict() if name.startswith("project.")]
         if "w_a_000" in state_dict:
             if not self.pretrained:
                 raise SamnnError(
                     "This file holds what SAMed changed of SAM: load SAM's weights before (load_sam)."
                 )
-            layout = "SAMed"
             ours, unused = sam_layouts.our_tensors(sam_layouts.from_adapter(state_dict))
             frozen = [name for name, value in self.named_parameters() if not value.requires_grad]
-            missing_is_fine = [*frozen, *(name for name in self.state_dict() if name.startswith("project."))]
-        else:
-            layout = "AI4MI"
-            _, meta = sam_layouts.meta_layout(state_dict)
-            self._refuse_other_variant(meta)
-            ours, unused = sam_layouts.our_tensors(sam_layouts.without_wrappers(meta))
-            missing_is_fine = [name for name in self.state_dict() if name.startswith("project.")]
-            if f"decoder.seg_layers.{len(self.decoder.seg_layers)}.token" in ours:
-                return self._load_silent(layout, ours, unused, missing_is_fine)
-        loaded, resized = self._load(ours, missing_is_fine)
-        return LoadReport(layout, loaded, resized, [], unused)
+            loaded, resized = self._load(ours, missing_is_fine=[*frozen, *new])
+            return LoadReport("SAMed", loaded, resized, new, unused)
+        _, meta = sam_layouts.meta_layout(state_dict)
+        self._refuse_other_variant(meta)
+        ours, unused = sam_layouts.our_tensors(sam_layouts.without_wrappers(meta))
+        ours, dropped = sam_layouts.first_token_silent(ours)
+        before = self.decoder.silent_token
+        self.decoder.silent_token = nn.Parameter(torch.empty_like(self.decoder.iou_token))
+        try:
+            loaded, resized = self._load(ours, missing_is_fine=new)
+        except SamnnError:
+            self.decoder.silent_token = before
+            raise
+        return LoadReport("AI4MI", loaded, resized, new, unused + dropped)
 
     def save_samed(self, path: str | os.PathLike[str], base: Mapping[str, Tensor]) -> None:
         """Write SAMed's adapter file (SAMed_s's for adapt="lora_decoder"), which the public project can load.
@@ -243,22 +246,12 @@ class SAMed(Coarse):
             raise SamnnError(
                 "timm's layout of SAM lacks the decoder: give Meta's or Hugging Face's checkpoint."
             )
+        if missing := sam_layouts.missing_for_adapter(self.state_dict(), meta):
+            raise Problems(
+                "The base checkpoint is incomplete; give one of SAM as published. It lacks", missing
+            )
         with whole_file(Path(path)) as part:
             torch.save(sam_layouts.to_adapter(self.state_dict(), meta), part)
-
-    def _load_silent(
-        self, layout: str, ours: dict[str, Tensor], unused: list[str], missing_is_fine: list[str]
-    ) -> LoadReport:
-        """The full state dict of a decoder with a token more than classes."""
-        before = self.decoder.silent_token
-        ours, dropped = sam_layouts.first_token_silent(ours)
-        self.decoder.silent_token = nn.Parameter(torch.empty_like(self.decoder.iou_token))
-        try:
-            loaded, resized = self._load(ours, missing_is_fine)
-        except SamnnError:
-            self.decoder.silent_token = before
-            raise
-        return LoadReport(layout, loaded, resized, [], unused + dropped)
 
     def _load(self, ours: dict[str, Tensor], missing_is_fine: list[str]) -> tuple[list[str], list[str]]:
         """Load tensors under our names, brought to our shapes; return the names of all, and of those so brought."""
@@ -291,7 +284,7 @@ class SAMed(Coarse):
             named = [name for name, sizes in ARCHITECTURES.items() if found.items() <= sizes.items()]
             raise SamnnError(
                 f"These weights are of {named[0] if named else 'another encoder'} ({_spelled(found)}); this network is "
-                f"{self.backbone} ({_spelled(expected)})."
+                f"{self.backbone} ({_spelled(expected)}). Load a checkpoint of that, or build the other network."
             )
 
     def _refuse_other_lora(self, ours: Mapping[str, Tensor]) -> None:
@@ -304,7 +297,7 @@ class SAMed(Coarse):
         if (adapt, rank) != (self.adapt, self.lora_rank):
             raise SamnnError(
                 f"These weights are of adapt={adapt!r}, lora_rank={rank}; this network has adapt={self.adapt!r}, "
-                f"lora_rank={self.lora_rank}."
+                f"lora_rank={self.lora_rank}: build it like that."
             )
 
 

@@ -125,11 +125,27 @@ class SamnnTrainer(Resumable, GuardedSteps, SeededLoaders, nnUNetTrainer):
         )
 
     def initialize(self) -> None:
-        """nnU-Net's hook; with a seed, the network's random weights are drawn from it."""
+        """nnU-Net's hook; with a seed, the network's random weights are drawn from it.
+
+        Raises:
+            SamnnError: the batch cannot be shared by the processes.
+        """
+        if self.is_ddp:
+            self._refuse_uneven_batch(dist.get_world_size())
         if self.seed is not None and not self.was_initialized:
             seed_all(self.seed)
         with wrapped_for(self.device):
             super().initialize()
+
+    def _refuse_uneven_batch(self, processes: int) -> None:
+        """nnU-Net's Dice over the batch gathers (samples, classes) of all processes as if all had as many."""
+        batch = self.configuration_manager.batch_size
+        if self.configuration_manager.batch_dice and batch % processes:
+            raise SamnnError(
+                f"{self.__class__.__name__}: a batch of {batch} cannot be shared evenly by {processes} processes, which "
+                "nnU-Net's Dice loss over the batch needs. Use another number of processes, or plans with a batch size "
+                f"that is a multiple of {processes}."
+            )
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
         """nnU-Net's hook, split in two so that an option can replace either half."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 
@@ -99,6 +101,12 @@ class Pretrained(SamnnTrainer):
         arguments = cls.architecture(manager)["arch_kwargs"]
         planned = manager.configuration.get(IN_PLANS)
         if arguments.get("scratch"):
+            if not cls.scratch and (cls.lean or "initial_weights" in cls.options_in_name):
+                raise SamnnError(
+                    f'{cls.__name__}: configuration {configuration} of the plans starts from random weights ("scratch": true), '
+                    "so no suffix can say which are loaded or left out of checkpoints. Leave it out, or use another "
+                    "configuration."
+                )
             return None
         if planned not in (None, cls.initial_weights) and "initial_weights" in cls.options_in_name:
             raise SamnnError(
@@ -113,6 +121,19 @@ class Pretrained(SamnnTrainer):
                 "train from random weights with the suffix _scratch."
             )
         return planned or cls.initial_weights or arguments["backbone"]
+
+    @classmethod
+    def try_weights(cls, plans_manager: PlansManager, configuration: str) -> None:
+        """Load the needed weights into a network that takes no memory, to see whether they fit.
+
+        Raises:
+            SamnnError: they are missing, damaged, or do not fit.
+        """
+        manager = plans_manager.get_configuration(configuration)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that nothing is copied
+            network = cls.build_network_architecture(plans_manager, manager, 3, 2)
+            network.pretrained_part.load(network, cls.needed_weights(plans_manager, configuration))
 
     @classmethod
     def build_network_architecture(
@@ -251,7 +272,14 @@ class PretrainedPart:
             SamnnError: it is missing, not what its name says, or does not fit the network.
         """
         path, sha256 = store.verified(weights)
-        loaded = self._load(network, store.read_state_dict(path))
+        state = store.read_state_dict(path)
+        try:
+            loaded = self._load(network, state)
+        except SamnnError as error:
+            raise SamnnError(
+                f"{path}: cannot be what this network starts from. {error}\nName a file that fits under {IN_PLANS} in the "
+                "plans, or train the variant that this one holds."
+            ) from error
         frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
         self.source = Source(weights, sha256, [name for name in loaded if name in frozen])
 
@@ -278,7 +306,7 @@ class PretrainedPart:
             raise SamnnError(
                 f"The checkpoint leaves out {len(wanted.tensors)} frozen tensors, which are those of {wanted.weights} "
                 f"(sha256 {wanted.sha256}), and they cannot be had here: {error}\nOr run `samnn export MODEL_FOLDER OUT` "
-                "where the model was trained: what that writes needs no other weights."
+                "where the model was trained (not with a CRF behind it): what that writes needs no other weights."
             ) from error
 
 

@@ -22,12 +22,12 @@ def reference(shared):
     return tensors, sizes
 
 
-def network_of(sizes, name="samed", *, classes=None, **options):
+def network_of(sizes, name="samed", *, classes=None, channels=3, **options):
     size = sizes[name]
     classes = classes or size.get("num_foreground", 0) + 1
     torch.manual_seed(0)
     return SAMed(
-        3, classes, **{"architecture": sizes["sam"], "image_size": size["image_size"], "lora_rank": size["rank"], **options}
+        channels, classes, **{"architecture": sizes["sam"], "image_size": size["image_size"], "lora_rank": size["rank"], **options}
     ).eval()  # fmt: skip
 
 
@@ -237,12 +237,52 @@ def test_ai4mis_silent_token_is_part_of_the_network_afterwards(reference):
     assert torch.equal(again(image), network(image))
 
 
+@pytest.mark.parametrize("more", [-1, 1])
+def test_an_ai4mi_file_of_other_classes_is_refused(reference, more):
+    """It has one token more than classes; as many as a network with a class more has."""
+    tensors, sizes = reference
+    classes = sizes["ai4mi_samed_fast"]["num_classes"]
+    network = ai4mi_network(
+        sizes | {"ai4mi_samed_fast": sizes["ai4mi_samed_fast"] | {"num_classes": classes + more}}
+    )
+    file = tensors("ai4mi_samed_fast_full")
+    unchanged(network, lambda: network.load_samed(file), f"build it with num_classes={classes}")
+
+
+def test_what_files_of_samed_do_not_hold_is_reported_as_newly_made(reference):
+    tensors, sizes = reference
+    network = ai4mi_network(sizes, channels=2)
+    report = network.load_samed(tensors("ai4mi_samed_fast_full"))
+    assert report.new == ["project.weight", "project.bias"]
+    silent = ai4mi_network(sizes, silent_token=True)
+    assert "decoder.silent_token" in silent.load_sam(tensors("sam_tiny_base")).new
+
+
 def test_an_ai4mi_file_that_does_not_fit_leaves_no_token(reference):
     tensors, sizes = reference
     network = ai4mi_network(sizes)
     file = tensors("ai4mi_samed_fast_full")
     del file["sam.mask_decoder.iou_token.weight"]
     unchanged(network, lambda: network.load_samed(file), "missing: decoder.iou_token")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "prompt_encoder.not_a_point_embed.weight",
+        "mask_decoder.iou_prediction_head.layers.2.bias",
+        "mask_decoder.transformer.norm_final_attn.weight",
+    ],
+)
+def test_no_samed_file_is_written_on_an_incomplete_base(reference, tmp_path, key):
+    tensors, sizes = reference
+    base = tensors("sam_tiny_base")
+    network = network_of(sizes)
+    network.load_sam(base)
+    del base[key]
+    with pytest.raises(SamnnError, match=f"incomplete(.|\n)*{key.split('.', 2)[2]}"):
+        network.save_samed(tmp_path / "file.pth", base)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

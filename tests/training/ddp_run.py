@@ -13,13 +13,15 @@ import torch.multiprocessing as mp
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from torch import distributed as dist
 
+PLANS = "SAMNN_TEST_PLANS"
 STOP = "SAMNN_TEST_STOP"  # "RANK:EPOCH:ITERATION": that rank alone is sent SIGTERM there
 
 
 def rank_main(rank: int, trainer_name: str, configuration: str, goes_on: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
-    trainer = get_trainer_from_args("501", configuration, 0, trainer_name, "nnUNetPlans", goes_on)
+    plans = os.environ.get(PLANS, "nnUNetPlans")
+    trainer = get_trainer_from_args("501", configuration, 0, trainer_name, plans, goes_on)
     maybe_load_checkpoint(trainer, goes_on, False)
     if os.environ.get(STOP):
         stop_rank, epoch, iteration = map(int, os.environ[STOP].split(":"))

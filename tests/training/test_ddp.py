@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from samnn.training.pretrained import RECORD
+
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("ddp_run.py")
 ENET = "nnUNetTrainerENet_2epochs_4iters_seed1"
@@ -87,3 +89,25 @@ def test_every_kind_of_trainer_runs_in_two_processes(
     assert done.returncode == 0, done.stderr[-3000:]
     assert [rank["equal_weights"] for rank in said_by_ranks(tmp_path)] == [True, True]
     assert (fold_of(tmp_path, name, configuration) / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.parametrize("batch", [3, 4])
+def test_samed_loads_its_weights_into_the_wrapped_network_or_an_uneven_batch_is_refused(
+    nnunet: SimpleNamespace, samed_plans: str, tmp_path: Path, batch: int
+) -> None:
+    folder = nnunet.preprocessed / "Dataset501_Tiny"
+    plans = json.loads((folder / f"{samed_plans}.json").read_text()) | {"plans_name": "sharedPlans"}
+    plans["configurations"]["2d_samed"]["batch_size"] = batch
+    (folder / "sharedPlans.json").write_text(json.dumps(plans))
+    name = "nnUNetTrainerSAMed_lean_1epochs_2iters"
+    done = train(name, tmp_path, configuration="2d_samed", SAMNN_TEST_PLANS="sharedPlans")
+    fold = tmp_path / "Dataset501_Tiny" / f"{name}__sharedPlans__2d_samed" / "fold_0"
+    if batch == 3:
+        assert done.returncode and "batch of 3 cannot be shared evenly by 2 processes" in done.stderr
+        assert not list(fold.glob("*.pth"))
+        return
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [rank["equal_weights"] for rank in said_by_ranks(tmp_path)] == [True, True]
+    assert "Loaded " in next(fold.glob("training_log*.txt")).read_text()
+    assert RECORD in read(fold / "checkpoint_final.pth")["network_weights"]
+    assert len(list((fold / "validation").glob("*.nii.gz"))) == 2

@@ -1,5 +1,7 @@
 """nnUNetTrainerSAMed under nnU-Net's own commands, with a tiny SAM: what it trains, what it writes, what it needs."""
 
+import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +22,8 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from samnn.doctor import OK, PROBLEM
+from samnn.doctor_job import Job, examine_job
 from samnn.errors import SamnnError
 from samnn.io import read_labels
 from samnn.nn.samed import SAMed
@@ -27,6 +31,7 @@ from samnn.plugins import trainer_samed
 from samnn.plugins.trainer_samed import nnUNetTrainerSAMed
 from samnn.training.export import export
 from samnn.training.pretrained import RECORD, PretrainedPart, lean_state_dict
+from samnn.weights.registry import REGISTRY
 
 NAME = "nnUNetTrainerSAMed_rank3_lean_4epochs_5iters_seed1"
 FINAL = "checkpoint_final.pth"
@@ -361,6 +366,45 @@ def test_only_frozen_weights_of_a_public_file_are_left_out(own_weights: Path, tr
     assert RECORD not in lean_state_dict(network, own_files=True)
 
 
+def test_a_public_file_is_left_out_and_filled_in_and_its_command_named_where_it_is_missing(
+    own_weights: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an entry of its own in the registry, as no real one can be had here."""
+    file = Path(shutil.copy(own_weights, tmp_path / "tiny.pth"))
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    like = REGISTRY["sam_vit_b"]
+    known = dataclasses.replace(like, name="sam_tiny", file=file.name, sha256=sha256, shapes={}, absent=())
+    monkeypatch.setitem(REGISTRY, "sam_tiny", known)
+    monkeypatch.setenv("SAMNN_WEIGHTS", str(tmp_path))
+    network = built(own_weights, trained, load=False)
+    network.pretrained_part.load(network, "sam_tiny")
+    lean = lean_state_dict(network)  # as by default, without _lean
+    assert network.state_dict().keys() - lean.keys() == frozen(network)
+    again = built(own_weights, trained, load=False)
+    again.load_state_dict(dict(lean))
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in network.state_dict().items())
+    file.unlink()
+    with pytest.raises(SamnnError, match=r"samnn weights get sam_tiny(.|\n)*samnn export MODEL_FOLDER"):
+        built(own_weights, trained, load=False).load_state_dict(dict(lean))
+
+
+def test_a_file_of_another_variant_is_named_with_what_to_do(
+    own_weights: Path, nnunet: SimpleNamespace, samed_plans: str, shared: Path
+) -> None:
+    """By training and by `samnn doctor` before it."""
+    plans = json.loads((nnunet.preprocessed / "Dataset501_Tiny" / f"{samed_plans}.json").read_text())
+    sizes = plans["configurations"]["2d_samed"]["architecture"]["arch_kwargs"]["architecture"]
+    sizes |= {"depth": sizes["depth"] + 1}
+    plans["plans_name"] = "deeperPlans"
+    (nnunet.preprocessed / "Dataset501_Tiny" / "deeperPlans.json").write_text(json.dumps(plans))
+    said = rf"{own_weights.name}: cannot be what this network starts from\. These weights are of another encoder(.|\n)*Name"
+    with pytest.raises(SamnnError, match=said):
+        nnUNetTrainerSAMed.try_weights(PlansManager(plans), "2d_samed")
+    for name, status in (("deeperPlans", PROBLEM), (samed_plans, OK)):
+        found = {f.subject: f for f in examine_job(Job("501", "2d_samed", "nnUNetTrainerSAMed", name))}
+        assert found["pretrained weights"].status == status, found["pretrained weights"].found
+
+
 def test_a_vit_b_of_rank_4_without_its_frozen_weights_is_below_25_mb(tmp_path: Path) -> None:
     with torch.device("meta"):
         network = SAMed(1, 5, backbone="sam_vit_b", lora_rank=4)
@@ -434,6 +478,8 @@ def test_suffixes_that_contradict_each_other_are_refused(
         ({"backbone": "sam_vit_l"}, "medsam", "MedSAM's is sam_vit_b. Leave _medsam out"),
         ({"adapt": "frozen"}, "rank8", "there is no LoRA with adapt frozen"),
         ({"architecture": {"depth": 2}}, "rank8", "no public weights. Name a file of yours in the plans"),
+        ({"scratch": True}, "medsam", "starts from random weights .* no suffix can say which are loaded"),
+        ({"scratch": True}, "lean", "starts from random weights .* no suffix can say which are loaded"),
     ],
 )
 def test_suffixes_that_contradict_the_plans_are_refused(
