@@ -172,6 +172,13 @@ def read_h5(path: Path, key: str) -> np.ndarray:
     return _checked(path, key, array)
 
 
+def plain(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a type that NIfTI and ITK have, in this machine's byte order."""
+    wider = {np.dtype(bool): np.uint8, np.dtype(np.float16): np.float32}
+    native = array.dtype.newbyteorder("=")
+    return array.astype(wider.get(native, native), copy=False)
+
+
 def whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
     """Labels as integers, which some sets store as floats.
 
@@ -225,11 +232,11 @@ def missing(numbers: Sequence[int]) -> list[int]:
 def _checked(path: Path, key: str, array: np.ndarray | None) -> np.ndarray:
     if array is None:
         raise SamnnError(f"{path}: has no array {key!r}. Is it of this layout?")
-    if array.dtype.kind not in _TYPES or array.size == 0:
+    if array.dtype.kind not in _TYPES or array.dtype.itemsize > 8 or array.size == 0:
         raise SamnnError(f"{path}: {key!r} has shape {array.shape} and type {array.dtype}; expected numbers.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise SamnnError(f"{path}: {key!r} holds NaN or infinity. Export it again, or give them a value.")
-    return array
+    return plain(array)
 
 
 def _unreadable(path: Path, error: Exception) -> SamnnError:

@@ -74,6 +74,7 @@ class CasePlan:
 
     case: Case
     n_channels: int
+    states: list[tuple[int, int] | None]  # of its files before they were read
     values: set[int] = field(default_factory=set)
     changes: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -113,9 +114,12 @@ class CasePlan:
         """Write images, labels and sidecar.
 
         Raises:
-            SamnnError: a source is damaged, image and labels do not lie on one grid, nothing can be written.
+            SamnnError: a source has changed, is damaged, image and labels do not lie on one grid, nothing can be written.
         """
         case = self.case
+        for path, before, now in zip(case.files, self.states, _states(case.files), strict=True):
+            if before != now:
+                raise SamnnError(f"{path}: has changed since it was checked. Run the command again.")
         volumes = list(case.read_images())
         entry: dict[str, Any] = {"images": [], "sources": [str(path) for path in case.files]}
         if case.picture is not None and _pixels.is_png_as_written(case.picture, n_channels):
@@ -147,7 +151,7 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
     Raises:
         Problems: all that speaks against the case.
     """
-    plan = CasePlan(case, n_channels or 0, changes=list(case.changes))
+    plan = CasePlan(case, n_channels or 0, _states(case.files), changes=list(case.changes))
     problems: list[str] = []
     labels, volumes = None, None
     if case.read_labels is not None:
@@ -169,9 +173,27 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
                 _refuse_other_grid(case, volumes, labels)
         except SamnnError as problem:
             problems += getattr(problem, "problems", [str(problem)])
+    if thorough and case.sidecar is not None:
+        try:
+            case.sidecar()
+        except SamnnError as problem:
+            problems.append(str(problem))
     if problems:
         raise Problems(case.called, problems)
     return plan
+
+
+def _states(files: Sequence[Path]) -> list[tuple[int, int] | None]:
+    """Size and time of change of each file, or None where it is gone."""
+    states = []
+    for path in files:
+        try:
+            state = path.stat()
+        except OSError:
+            states.append(None)
+        else:
+            states.append((state.st_size, state.st_mtime_ns))
+    return states
 
 
 def _values(case: Case, labels: Volume | Blocks) -> set[int]:
@@ -195,7 +217,9 @@ def _values(case: Case, labels: Volume | Blocks) -> set[int]:
 def _refuse_other_grid(case: Case, volumes: Sequence[Volume | Blocks], labels: Volume | Blocks) -> None:
     for volume in volumes:
         if differences := volume.grid.differences(labels.grid):
+            image, mask = case.files[0], case.files[-1]
+            what = "labels do" if image == mask else "does"
             raise SamnnError(
-                f"{case.files[-1]}: does not lie on the grid of {case.files[0].name}: {'; '.join(differences)}. "
-                "Are they of one case?"
+                f"{mask}: {what} not lie on the grid of {'their image' if image == mask else image.name}: "
+                f"{'; '.join(differences)}. Are they of one case?"
             )

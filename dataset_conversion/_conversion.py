@@ -17,6 +17,7 @@ from ._options import Job
 from ._report import print_report
 from ._writing import Dataset, Plan, each, flat
 
+_MOST_NAMED = 10
 COLOURS = ("R", "G", "B")
 
 
@@ -63,7 +64,10 @@ def convert(
     plans.sort(key=lambda plan: plan.name)
     if not plans:
         raise Problems(f"Nothing was converted, all {len(refused)} cases are refused:", flat(refused))
-    label_names = names({value for plan in plans for value in plan.values})
+    try:
+        label_names = names({value for plan in plans for value in plan.values})
+    except SamnnError as error:
+        raise Problems(str(error), _where(plans)) from error
     plans = _fitting(plans, label_names, channels, refused, colours_mix=file_ending == ".png")
     for plan in plans:
         for path in plan.sources:
@@ -144,11 +148,31 @@ def _fitting(
         else:
             fitting.append(plan)
     if not any(plan.has_labels and not plan.is_test for plan in fitting):
-        raise Problems("Nothing was converted, no case with a mask is left:", flat(refused))
+        if not refused:
+            raise SamnnError("Nothing was converted: there is no training case with a mask.")
+        raise Problems("Nothing was converted, no training case with a mask is left:", flat(refused))
     return fitting
 
 
 def _folds_of_patients(plans: Sequence[Plan]) -> _splits.Splits | None:
-    """Folds that keep patients together, where every case names its own."""
+    """Folds that keep patients together, where cases name theirs.
+
+    Raises:
+        Problems: some name theirs and others do not.
+    """
     patients = {plan.name: plan.patient for plan in plans if not plan.is_test}
-    return _splits.grouped_splits(patients) if all(patients.values()) else None
+    if not any(patients.values()):
+        return None
+    if without := sorted(name for name, patient in patients.items() if not patient):
+        raise Problems("Nothing was converted: other cases say whose they are, these do not:", without)
+    return _splits.grouped_splits(patients)
+
+
+def _where(plans: Sequence[Plan]) -> list[str]:
+    """In which cases the first values occur."""
+    found = []
+    for value in sorted({value for plan in plans for value in plan.values} - {0})[:_MOST_NAMED]:
+        cases = [plan.called for plan in plans if value in plan.values]
+        more = f" and {len(cases) - _MOST_NAMED} more" if len(cases) > _MOST_NAMED else ""
+        found.append(f"{value} is in {', '.join(cases[:_MOST_NAMED])}{more}")
+    return found

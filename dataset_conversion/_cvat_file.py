@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 import numpy as np
 from skimage.draw import polygon as pixels_inside
@@ -70,6 +71,17 @@ class Annotated:
         return bits
 
 
+def _refuse_document_type(path: Path, content: bytes) -> None:
+    """Refuse what may declare entities, in whatever encoding: they can name other files, and grow without end."""
+
+    def refuse(*_: object) -> None:
+        raise SamnnError(f"{path}: declares a document type; CVAT writes none. Export it again.")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.Parse(content, True)
+
+
 def read_annotations(path: Path) -> tuple[list[str], list[Annotated]]:
     """The labels in the order of the file, those without a shape too, and every image.
 
@@ -78,12 +90,11 @@ def read_annotations(path: Path) -> tuple[list[str], list[Annotated]]:
     """
     try:
         content = path.read_bytes()
-        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
-            raise SamnnError(f"{path}: declares a document type; CVAT writes none. Export it again.")
+        _refuse_document_type(path, content)
         root = ElementTree.fromstring(content)
     except OSError as error:
         raise SamnnError(f"{path}: cannot be read ({error.strerror}).") from error
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, expat.ExpatError, LookupError, ValueError) as error:
         raise SamnnError(f"{path}: cannot be read as XML ({error}). Is it damaged or cut short?") from error
     if root.tag != "annotations" or root.findtext("version") != "1.1":
         raise SamnnError(

@@ -22,11 +22,26 @@ from samnn.labels import LabelSet, read_dataset_json
 from samnn.nifti import ends_as_expected, refuse_incomplete
 
 from . import _layout, _splits
+from ._label_names import LabelNames
 from ._pair_files import Pair
 from ._pair_work import Options, Plan, inspect
 from ._writing import Dataset
 
 _MOST_LINES_SHOWN = 15
+
+
+def without_gaps(path: Path, names: LabelNames) -> LabelNames:
+    """The names, if their values may stay as they are.
+
+    Raises:
+        SamnnError: values are left out, which nnU-Net does not train and its code does not close up.
+    """
+    if names.changed:
+        raise SamnnError(
+            f"{path}: has labels {names.values}, with gaps; nnU-Net needs 1, 2, 3, … without. Use `samnn convert pairs`, "
+            "which renumbers them."
+        )
+    return names
 
 
 def inspect_as_it_is(pair: Pair, n_channels: int) -> Plan:

@@ -17,7 +17,7 @@ from samnn.errors import SamnnError
 from samnn.geometry import Grid
 from samnn.io import Volume
 
-from ._arrays import whole_numbers
+from ._arrays import plain, whole_numbers
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _TIFF = (".tif", ".tiff")
@@ -35,6 +35,10 @@ def read_picture(path: Path, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> li
     """
     pixels = _read(path, palette=False)
     if pixels.shape[2] in (2, 4):
+        if pixels.dtype.kind == "f":
+            raise SamnnError(
+                f"{path}: holds {pixels.shape[2]} channels of fractional numbers; expected 1 or 3. Save them as such."
+            )
         if pixels[..., -1].min() < np.iinfo(pixels.dtype).max:
             raise SamnnError(f"{path}: is partly transparent. Save it without an alpha channel.")
         pixels = pixels[..., :-1]
@@ -82,7 +86,7 @@ def write_png(path: Path, channels: Sequence[np.ndarray], *, source: Path) -> No
     if not whole or low < 0 or high > (255 if len(channels) > 1 else 65535):
         raise SamnnError(
             f"{source}: has values from {low:g} to {high:g}; PNG takes whole numbers from 0 to 255, or 65535 if "
-            "grey. Convert it as NIfTI with `samnn convert pairs`."
+            "grey. Scale it to such numbers before."
         )
     pixels = np.stack(channels, -1).astype(np.uint8 if high < 256 else np.uint16).swapaxes(0, 1)
     picture = Image.fromarray(np.ascontiguousarray(pixels if len(channels) > 1 else pixels[..., 0]))
@@ -120,6 +124,7 @@ def _read(path: Path, *, palette: bool) -> np.ndarray:
         or pixels.size == 0
         or not 1 <= pixels.shape[2] <= 4
         or pixels.dtype.kind not in "iufb"
+        or pixels.dtype.itemsize > 8
     ):
         raise SamnnError(
             f"{path}: holds {pixels.shape} values of type {pixels.dtype}; expected one picture, grey or RGB. Save its "
@@ -127,7 +132,7 @@ def _read(path: Path, *, palette: bool) -> np.ndarray:
         )
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise SamnnError(f"{path}: holds NaN or infinite pixels. Export it again, or give them a value.")
-    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    return plain(pixels)
 
 
 def _plain_png(picture: Image.Image, content: bytes) -> np.ndarray | None:

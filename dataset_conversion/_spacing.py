@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from samnn.errors import SamnnError
+
+_LEAST_MM, _MOST_MM = 1e-6, 1e6  # from an atom's width to a kilometre: beyond, NIfTI's float32 fails, too
 
 
 def read_spacing(text: str, n_dims: int) -> Callable[[str], tuple[float, ...]]:
@@ -18,7 +19,7 @@ def read_spacing(text: str, n_dims: int) -> Callable[[str], tuple[float, ...]]:
         SamnnError: it is neither; from the function, the file does not name the case.
     """
     if not text.endswith(".json"):
-        spacing_mm = _checked(text.split(","), n_dims, f"--spacing {text}")
+        spacing_mm = checked(text.split(","), n_dims, f"--spacing {text}")
         return lambda _: spacing_mm
     path = Path(text)
     try:
@@ -27,7 +28,7 @@ def read_spacing(text: str, n_dims: int) -> Callable[[str], tuple[float, ...]]:
         raise SamnnError(f"{path}: cannot be read as JSON ({error}).") from error
     if not isinstance(content, dict):
         raise SamnnError(f"{path}: is not a JSON object of case names and lists of {n_dims} numbers in mm.")
-    by_name = {name: _checked(steps, n_dims, f"{path}, {name}") for name, steps in content.items()}
+    by_name = {name: checked(steps, n_dims, f"{path}, {name}") for name, steps in content.items()}
 
     def of(name: str) -> tuple[float, ...]:
         if name not in by_name:
@@ -37,12 +38,17 @@ def read_spacing(text: str, n_dims: int) -> Callable[[str], tuple[float, ...]]:
     return of
 
 
-def _checked(steps: Any, n_dims: int, where: str) -> tuple[float, ...]:
+def checked(steps: Any, n_dims: int, where: str) -> tuple[float, ...]:
+    """A spacing in mm.
+
+    Raises:
+        SamnnError: it is none; `where` it stands is named.
+    """
     try:
         spacing_mm = tuple(float(step) for step in steps) if isinstance(steps, Sequence) else ()
     except (TypeError, ValueError):
         spacing_mm = ()
-    if len(spacing_mm) != n_dims or not all(0 < step < math.inf for step in spacing_mm):
+    if len(spacing_mm) != n_dims or not all(_LEAST_MM <= step <= _MOST_MM for step in spacing_mm):
         example = ",".join(["0.9", "0.9", "2.5"][:n_dims])
         raise SamnnError(f"{where}: is not {n_dims} positive numbers in mm, such as {example}.")
     return spacing_mm

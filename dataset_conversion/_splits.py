@@ -38,7 +38,7 @@ def grouped_splits(patients: Mapping[str, str]) -> Splits:
         cases[patient].append(case)
     if len(cases) < 2:
         raise SamnnError(
-            f"All cases belong to {len(cases)} patient; folds need two or more. Check --patient."
+            f"All cases belong to {len(cases)} patient; folds that keep patients apart need two or more."
         )
     order = sorted(cases)
     random.Random(12345).shuffle(order)

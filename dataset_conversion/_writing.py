@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import warnings
@@ -16,12 +17,13 @@ from rich.progress import track
 
 from samnn import __version__
 from samnn.atomic import write_json
-from samnn.errors import Problems
+from samnn.errors import Problems, SamnnError
 from samnn.workers import each_case_in_threads
 
 from . import _layout, _splits
 from ._label_names import LabelNames
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RECORDS = ".cases"  # in the folder being written: a file for each case that is done
 
 
@@ -104,7 +106,7 @@ class Dataset:
             self.refused |= failed
             if not entries:  # nothing to keep for the next run
                 for path in dataset.folder.iterdir():
-                    shutil.rmtree(path)
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             if failed and not (skip_refused and any("mask" in entry for entry in entries.values())):
                 kept = f" The {len(entries)} others are kept for the next run." if entries else ""
                 raise Problems(
@@ -121,9 +123,8 @@ class Dataset:
 
     def _asked(self, plan: Plan) -> dict[str, Any]:
         """What a case is made of: it is kept from an earlier run where all of this is the same."""
-        states = [(str(path), path.stat()) for path in plan.sources]
         return {
-            "sources": [[path, state.st_size, state.st_mtime_ns] for path, state in states],
+            "sources": [[str(path), *_state(path)] for path in plan.sources],
             "plan": plan.asked(),
             "values": [[old, new] for old, new in self.names.new_values.items()],
             "link": self.link,
@@ -136,6 +137,11 @@ class Dataset:
                 {part: [case for case in fold[part] if case in entries] for part in fold}
                 for fold in self.splits
             ]
+            for number, fold in enumerate(self.splits):
+                if empty := [part for part, cases in fold.items() if not cases]:
+                    raise SamnnError(
+                        f"Fold {number} has no case left for {' and '.join(empty)}: they are among the refused. Mend those."
+                    )
             write_json(dataset.folder / _splits.FILE_NAME, self.splits)
         dataset.finish(
             channel_names=self.channel_names,
@@ -183,7 +189,21 @@ def flat(refused: dict[str, list[str]]) -> list[str]:
 def _write(
     plan: Plan, dataset: _layout.RawDataset, names: LabelNames, n_channels: int, link: bool
 ) -> tuple[str, dict[str, Any]]:
-    return plan.name, plan.write(dataset, names, n_channels=n_channels, link=link)
+    try:
+        return plan.name, plan.write(dataset, names, n_channels=n_channels, link=link)
+    except SamnnError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK_FULL:
+            raise error.__cause__ from error  # no fault of the case, and the next would have no room either
+        raise
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of change; of what is gone, none there are: writing its case says so."""
+    try:
+        state = path.stat()
+    except OSError:
+        return -1, -1
+    return state.st_size, state.st_mtime_ns
 
 
 def _kept(folder: Path, name: str, asked: dict[str, Any]) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from ._options import DatasetId, DryRun, Job, Name, Output, Overwrite, SkipRefus
 from ._pair_files import Pair
 from ._pair_work import Plan
 
+LICENCE = "that of https://zenodo.org/records/7262581"
 PARTS = {"training": "Tr", "validation": "Va", "test": "Ts"}
 LAST_CT = {
     "training": 410,
@@ -75,7 +76,7 @@ def convert(
         names=lambda _: names,
         channels=["CT" if task == 1 else "either_CT_or_MR"],
         dataset_type=partial(
-            _nnunet.Converted, run=partial(_run, content["labels"], listed, task), licence="CC BY 4.0"
+            _nnunet.Converted, run=partial(_run, content["labels"], listed, task), licence=LICENCE
         ),
     )
 
@@ -86,7 +87,8 @@ def _label_names(path: Path, content: dict[str, Any]) -> LabelNames:
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise SamnnError(f'{path}: expected "labels" as AMOS has them, {{"0": "background", …}}.') from error
     label_set = LabelSet.from_mapping(labels, source=path)
-    return LabelNames({label: values[0] for label, values in label_set.classes.items()})
+    names = LabelNames({label: values[0] for label, values in label_set.classes.items()})
+    return _nnunet.without_gaps(path, names)
 
 
 def _find(source: Path, content: dict[str, Any], task: int) -> tuple[list[Pair], dict[str, str]]:

@@ -91,9 +91,8 @@ def _described(path: Path, content: dict) -> tuple[LabelNames, list[str]]:
             f'{path}: expected "labels" and "modality" as the Decathlon has them, {{"0": "background", …}}. nnU-Net\'s own '
             "format needs no conversion."
         ) from error
-    return LabelNames(
-        {label: values[0] for label, values in label_set.classes.items()}, label_set.ignore
-    ), channels
+    names = LabelNames({label: values[0] for label, values in label_set.classes.items()}, label_set.ignore)
+    return _nnunet.without_gaps(path, names), channels
 
 
 def _find(source: Path) -> list[Pair]:

@@ -25,6 +25,7 @@ from ._conversion import convert as convert_cases
 from ._label_names import names_for, read_label_names
 from ._options import DryRun, Job, Labels, Output, Overwrite, Patient, SkipRefused, Workers
 from ._pixels import read_mask, read_picture
+from ._spacing import checked
 from ._writing import each, flat
 from .checks._dataset import Case as StoredCase
 from .checks._dataset import read_dataset
@@ -69,8 +70,9 @@ def convert(
 
     Volumes become NIfTI; pictures two-dimensional NIfTI of three channels, a pixel counts as 1 mm. `boxes` go to
     `sidecars/CASE.json`. Pickled arrays (boxes as objects) are never opened, and left out by name. `--reverse` writes
-    such files from the first channel or the three of a raw dataset, the boxes from the sidecars; voxels keep their
-    values, a volume's place and direction are lost.
+    such files from the first channel or the three of a raw dataset, the boxes from the sidecars, test cases into
+    OUT/test; voxels keep their values, labels get those back that a conversion took from them, a volume's place and
+    direction are lost.
 
     **Examples**
 
@@ -125,6 +127,7 @@ def _find(source: Path, patient: str | None) -> tuple[list[Case], int]:
             continue
         n_dims[path] = 2 if is_picture else 3
         pickled = BOXES in headers and headers[BOXES][1].hasobject
+        boxed = BOXES in headers and not pickled
         cases.append(
             Case(
                 called=path.stem,
@@ -133,7 +136,7 @@ def _find(source: Path, patient: str | None) -> tuple[list[Case], int]:
                 read_labels=partial(_labels, path, is_picture) if "gts" in headers else None,
                 is_test="gts" not in headers,
                 patient=patients[path.stem],
-                sidecar=partial(_boxes, path) if BOXES in headers and not pickled else None,
+                sidecar=partial(_boxes, path, 0 not in headers[BOXES][0]) if boxed else None,
                 changes=("boxes are pickled: not opened, left out",) if pickled else (),
             )
         )
@@ -152,10 +155,7 @@ def _listed(headers: dict[str, tuple[tuple[int, ...], np.dtype]]) -> str:
 
 
 def _spacing(path: Path) -> tuple[float, ...]:
-    spacing_mm = read_npz(path, "spacing").astype(float).ravel()
-    if spacing_mm.shape != (3,) or not (spacing_mm > 0).all():
-        raise SamnnError(f"{path}: spacing is {spacing_mm.tolist()}; expected three positive numbers in mm.")
-    return tuple(spacing_mm.tolist())
+    return checked(read_npz(path, "spacing").ravel().tolist(), 3, f"{path}, spacing")
 
 
 def _volume(path: Path) -> list[Volume | Blocks]:
@@ -177,8 +177,8 @@ def _labels(path: Path, is_picture: bool) -> Volume | Blocks:
     return upright(labels, (1.0, 1.0) if is_picture else _spacing(path))
 
 
-def _boxes(path: Path) -> dict[str, Any]:
-    return {BOXES: read_npz(path, BOXES).tolist()}
+def _boxes(path: Path, are_there: bool) -> dict[str, Any]:
+    return {BOXES: read_npz(path, BOXES).tolist() if are_there else []}
 
 
 # ---- and back
@@ -229,7 +229,7 @@ def _arrays(case: StoredCase, source: Path) -> dict[str, np.ndarray]:
     if len(images) not in (1, 3):
         raise SamnnError(f"{files[-1]}: {len(images)} channels; MedSAM's pictures have 3.")
     if grid.n_dims == 3:
-        arrays = {"imgs": images[0].voxels.T, "spacing": np.array(grid.spacing_mm)}
+        arrays = {"imgs": images[0].voxels.T, "spacing": np.array([_shortest(s) for s in grid.spacing_mm])}
     else:
         arrays = {"imgs": np.stack([image.voxels.T for image in images * (3 // len(images))], -1)}
     if case.labels is not None:
@@ -238,12 +238,37 @@ def _arrays(case: StoredCase, source: Path) -> dict[str, np.ndarray]:
             raise SamnnError(
                 f"{case.labels}: does not lie on the grid of its image: {'; '.join(differences)}."
             )
-        arrays["gts"] = labels.voxels.T
+        arrays["gts"] = _values_before(source, labels.voxels).T
     sidecar = source / "sidecars" / f"{case.name}.json"
     if sidecar.exists():
         try:
-            boxes = json.loads(sidecar.read_text(encoding="utf-8"))[BOXES]
-            arrays[BOXES] = np.array(boxes)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            arrays[BOXES] = np.array(json.loads(sidecar.read_text(encoding="utf-8"))[BOXES])
+            if arrays[BOXES].dtype.kind not in "iuf":
+                raise ValueError("other things than numbers")
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise SamnnError(f'{sidecar}: is not {{"boxes": [[…], …]}} ({error}).') from error
     return arrays
+
+
+def _values_before(source: Path, labels: np.ndarray) -> np.ndarray:
+    """Labels with the values that they had before `samnn convert` renumbered them, if it did."""
+    path = source / "conversion.json"
+    if not path.exists():
+        return labels
+    try:
+        renumbered = json.loads(path.read_text(encoding="utf-8")).get("values_renumbered", {})
+        old = {int(new): int(before) for before, new in renumbered.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise SamnnError(
+            f"{path}: cannot be read ({error}). Move it away, or convert the set again."
+        ) from error
+    given = labels.astype(np.uint16) if old and max(old.values()) > 255 else labels.copy()
+    for new, before in old.items():
+        given[labels == new] = before
+    return given
+
+
+def _shortest(step_mm: float) -> float:
+    """0.7 for the 0.699999988 that a NIfTI file, whose numbers are float32, makes of it."""
+    single = np.float32(step_mm)
+    return float(str(single)) if float(single) == step_mm else step_mm

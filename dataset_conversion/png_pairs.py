@@ -77,6 +77,8 @@ def convert(
     """
     if (source is None) == (images is None and masks is None) or (images is None) != (masks is None):
         raise typer.BadParameter("give SOURCE alone, or --images and --masks")
+    if images is not None and images.resolve() == masks.resolve():
+        raise typer.BadParameter("--images and --masks are the same folder")
     if source is not None:
         images, masks = (source / folder for folder in OCT_FOLDERS)
     named = read_label_names(labels) if labels else None
