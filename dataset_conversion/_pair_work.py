@@ -184,8 +184,8 @@ def _inspect_image(plan: Plan, path: Path, options: Options) -> Grid:
         return grid.first_axes(3)
     if grid.n_dims == 4 and len(plan.pair.images) == 1:
         raise SamnnError(
-            f"{path}: has 4 dimensions, {grid.shape[3]} volumes. If they are channels, name as many with --channels "
-            "and they are split; of a series over time keep one volume."
+            f"{path}: has 4 dimensions, {grid.shape[3]} volumes. If they are channels, `samnn convert pairs "
+            "--channels` splits them into as many as are named; of a series over time keep one volume."
         )
     if grid.n_dims != 3:
         raise _not_a_volume(path, grid)
@@ -213,8 +213,8 @@ def _inspect_mask(plan: Plan, path: Path, options: Options) -> None:
         said = "; ".join(plan.fit.differences)
         if not options.resample:
             raise SamnnError(
-                f"{path}: does not lie on the grid of {plan.pair.images[0].name}: {said}. Add --resample to resample "
-                "it by nearest neighbour, if both show the same patient position."
+                f"{path}: does not lie on the grid of {plan.pair.images[0].name}: {said}. If both show the same "
+                "patient position, `samnn convert pairs --resample` resamples it by nearest neighbour."
             )
         plan.mask_rewritten.append("resampled")
         plan.changes.append(f"mask resampled by nearest neighbour: {said}")

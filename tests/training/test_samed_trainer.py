@@ -22,6 +22,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from samnn import hardware
 from samnn.doctor import OK, PROBLEM
 from samnn.doctor_job import Job, examine_job
 from samnn.errors import SamnnError
@@ -543,6 +544,27 @@ def test_the_recipe_is_the_published_one(samed_plans: str, make_trainer: Callabl
     cross_entropy = torch.nn.functional.cross_entropy(logits, target[:, 0].long())
     expected = 0.2 * cross_entropy + 0.8 * trainer.loss.dc(logits, target)
     assert trainer.loss(logits, target) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_split_batch_gives_the_whole_batchs_loss_and_gradient(
+    samed_plans: str, make_trainer: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In parts of the size that little free memory asks for."""
+    trainer = make_trainer("nnUNetTrainerSAMed_lean_fp32_seed0", configuration="2d_samed", plans=samed_plans)
+    trainer.on_train_start()
+    assert trainer.effective_micro_batch is None
+    batch, found = next(trainer.dataloader_train), []
+    for free in (None, 0):
+        if free is not None:
+            monkeypatch.setattr(hardware, "free_memory_bytes", lambda device: 0)
+            trainer.effective_micro_batch = trainer.choose_micro_batch()
+        trainer.optimizer.zero_grad()
+        loss = trainer.backward(batch["data"], batch["target"])
+        gradients = [p.grad.flatten() for p in trainer.network.parameters() if p.grad is not None]
+        found.append((float(loss.detach()), torch.cat(gradients)))
+    assert trainer.effective_micro_batch == 1 and len(batch["data"]) == 3
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert (found[1][1] - found[0][1]).norm() < 1e-4 * found[0][1].norm()
 
 
 def test_prediction_uses_merged_lora_and_training_does_not(samed_plans: str, make_trainer: Callable) -> None:
