@@ -24,7 +24,7 @@ from samnn.nifti import MOST_INFLATION
 
 _TYPES = "biuf"
 _NPY = ".npy"
-_COLUMNS = 64
+_COLUMNS = 64  # that are transposed at once: so few stay in the cache until all rows are done
 _BLOCK_BYTES = 1 << 20
 
 
@@ -207,9 +207,7 @@ def stack(slices: Sequence[np.ndarray], files: Sequence[Path], spacing_mm: tuple
     width, height = slices[0].shape
     voxels = np.empty((len(slices), height, width), np.result_type(*slices))  # as files have them: x fastest
     for plane, one in zip(voxels, slices, strict=True):
-        for x in range(
-            0, width, _COLUMNS
-        ):  # at once they would not stay in the cache until all rows are done
+        for x in range(0, width, _COLUMNS):
             plane[:, x : x + _COLUMNS] = one.T[:, x : x + _COLUMNS]
     return upright(voxels.T, spacing_mm)
 

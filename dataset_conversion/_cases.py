@@ -17,6 +17,7 @@ from . import _pixels
 from ._label_names import LabelNames
 from ._layout import RawDataset
 from ._pair_files import clean
+from ._writing import state_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class CasePlan:
 
     case: Case
     n_channels: int
-    states: list[tuple[int, int] | None]  # of its files before they were read
+    states: list[tuple[int, int]]  # of its files before they were read
     values: set[int] = field(default_factory=set)
     changes: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -117,8 +118,8 @@ class CasePlan:
             SamnnError: a source has changed, is damaged, image and labels do not lie on one grid, nothing can be written.
         """
         case = self.case
-        for path, before, now in zip(case.files, self.states, _states(case.files), strict=True):
-            if before != now:
+        for path, before in zip(case.files, self.states, strict=True):
+            if state_of(path) != before:
                 raise SamnnError(f"{path}: has changed since it was checked. Run the command again.")
         volumes = list(case.read_images())
         entry: dict[str, Any] = {"images": [], "sources": [str(path) for path in case.files]}
@@ -151,7 +152,8 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
     Raises:
         Problems: all that speaks against the case.
     """
-    plan = CasePlan(case, n_channels or 0, _states(case.files), changes=list(case.changes))
+    states = [state_of(path) for path in case.files]
+    plan = CasePlan(case, n_channels or 0, states, changes=list(case.changes))
     problems: list[str] = []
     labels, volumes = None, None
     if case.read_labels is not None:
@@ -181,19 +183,6 @@ def inspect(case: Case, n_channels: int | None, thorough: bool) -> CasePlan:
     if problems:
         raise Problems(case.called, problems)
     return plan
-
-
-def _states(files: Sequence[Path]) -> list[tuple[int, int] | None]:
-    """Size and time of change of each file, or None where it is gone."""
-    states = []
-    for path in files:
-        try:
-            state = path.stat()
-        except OSError:
-            states.append(None)
-        else:
-            states.append((state.st_size, state.st_mtime_ns))
-    return states
 
 
 def _values(case: Case, labels: Volume | Blocks) -> set[int]:

@@ -124,7 +124,7 @@ class Dataset:
     def _asked(self, plan: Plan) -> dict[str, Any]:
         """What a case is made of: it is kept from an earlier run where all of this is the same."""
         return {
-            "sources": [[str(path), *_state(path)] for path in plan.sources],
+            "sources": [[str(path), *state_of(path)] for path in plan.sources],
             "plan": plan.asked(),
             "values": [[old, new] for old, new in self.names.new_values.items()],
             "link": self.link,
@@ -197,8 +197,8 @@ def _write(
         raise
 
 
-def _state(path: Path) -> tuple[int, int]:
-    """Size and time of change; of what is gone, none there are: writing its case says so."""
+def state_of(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns of a file; of one that is gone, none there are."""
     try:
         state = path.stat()
     except OSError:
