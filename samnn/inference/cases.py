@@ -19,6 +19,7 @@ from samnn import hardware
 from samnn.atomic import write_json
 from samnn.errors import Problems, SamnnError
 from samnn.io import read_grid
+from samnn.nifti import refuse_incomplete
 
 from .export import export_prediction_from_logits
 from .predictor import BatchedPredictor
@@ -210,7 +211,13 @@ def predict_cases(
 
 
 def preprocess(predictor: BatchedPredictor, case: Case) -> tuple[torch.Tensor, dict[str, Any]]:
-    """What nnU-Net makes of a case: (channels, *shape), with a channel for each label of the stage before."""
+    """What nnU-Net makes of a case: (channels, *shape), with a channel for each label of the stage before.
+
+    Raises:
+        SamnnError: a NIfTI file ends early or is damaged; nnU-Net's reader fills it up with zeros.
+    """
+    for path in (*case.images, *([] if case.previous is None else [case.previous])):
+        refuse_incomplete(path)
     preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
     image, labels, properties = preprocessor.run_case(
         [str(path) for path in case.images],

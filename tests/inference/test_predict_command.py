@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -103,15 +104,21 @@ def test_continue_makes_what_is_missing_and_touches_nothing_else(tmp_path: Path)
     ).stderr  # fmt: skip
 
 
-def test_a_case_that_fails_is_named_with_its_cause_and_the_others_are_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: whole[:2000] + b"\0" * 500 + whole[2500:], lambda whole: whole[: len(whole) // 2]],
+    ids=["damaged", "cut short"],  # the second is read by SimpleITK, filled up with zeros
+)
+def test_a_case_that_fails_is_named_with_its_cause_and_the_others_are_written(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
     model, images, out = (
         write_model(tmp_path / "model"),
         write_images(tmp_path / "images", 3),
         tmp_path / "out",
     )
     damaged = images / "case_1_0000.nii.gz"
-    whole = damaged.read_bytes()
-    damaged.write_bytes(whole[:2000] + b"\0" * 500 + whole[2500:])
+    damaged.write_bytes(damage(damaged.read_bytes()))
     done = predict("-i", images, "-o", out, "-m", model, ok=False)
     assert done.exit_code == 1
     assert "1 of 3 cases failed" in str(done.exception)
